@@ -1,0 +1,42 @@
+# One virtual environment, made once; PYTHON picks the interpreter it is made with.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: check test demo format lint types soak bench help
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## set up and run a list of commands on four pretend GPUs
+	printf 'echo "job $$SMARTSCHED_JOB sees GPU $$CUDA_VISIBLE_DEVICES"; sleep %s\n' 1 2 1 3 2 1 \
+	  | $(BIN)/smartsched --simulate 4,seed=7 --free-for 2s
+
+test: $(INSTALLED)  ## set up and run the tests
+	$(PYTEST) -n 2 -m 'not gpu and not soak'
+
+check: $(INSTALLED) lint types test  ## what a change has to pass
+
+format: $(INSTALLED)  ## bring the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+soak: $(INSTALLED)  ## the long tests
+	$(PYTEST) -m soak --timeout 1800
+
+gpu: $(INSTALLED)  ## the tests that need a real NVIDIA GPU and torch
+	$(PYTEST) -m gpu

@@ -1,0 +1,129 @@
+"""`smartsched --dry-run`: which GPUs count as free, why the others do not, what would start."""
+
+import argparse
+import json
+import os
+import select
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+
+from smartsched.cli.wiring import first_snapshot, new_run_name, start_sampler
+from smartsched.config import Config, configure
+from smartsched.core import words
+from smartsched.core.events import JobAccepted
+from smartsched.core.freeness import Unknown, Watch, verdict
+from smartsched.core.model import BadLine, GpuSample, JobSpec
+from smartsched.core.state import State, apply, see
+from smartsched.core.survey import Survey, as_json, survey
+from smartsched.edges.clock import SteadyClock
+from smartsched.edges.intake import Lines, OneCommand, open_inputs
+from smartsched.edges.sampler import Sampler
+from smartsched.edges.waiter import Waiter
+from smartsched.errors import EXIT_NONE_FREE
+
+# What is looked at of a list; nobody has so many GPUs that more of it could start at once.
+_MOST_COMMANDS = 1000
+# A pipe whose other end says nothing for so long may stay open for ever (a shell over ssh).
+_SILENCE_SECONDS = 0.5
+
+
+def main(args: argparse.Namespace) -> int:
+    clock = SteadyClock()
+    waiter = Waiter(clock)
+    config = configure(args, new_run_name())
+    sampler = start_sampler(
+        waiter, clock, config.sampler_arguments, config.policy.stale_after_seconds
+    )
+    try:
+        state = State(config.policy)
+        commands = list(_commands(config))
+        see(state, first_snapshot(sampler, waiter, clock, config.policy.selection))
+        _observe_for_the_window(state, sampler, waiter, clock, config)
+        for spec in commands:
+            apply(state, JobAccepted(clock.now(), state.next_job(), spec))
+        found = survey(state, clock.now())
+    finally:
+        sampler.close()
+        waiter.close()
+    _show(found, config, args.json)
+    return 0 if found.any_free else EXIT_NONE_FREE
+
+
+def _observe_for_the_window(
+    state: State, sampler: Sampler, waiter: Waiter, clock: SteadyClock, config: Config
+) -> None:
+    window = config.policy.thresholds.free_for_seconds
+    if not _window_is_open(state, window):
+        return
+    if not config.quiet:
+        print(
+            "smartsched: the driver keeps no history long enough;"
+            f" watching the GPUs for {words.duration(window)}",
+            file=sys.stderr,
+        )
+    while _window_is_open(state, window):
+        waiter.wait(sampler.wake_at())
+        for observation in sampler.take(clock.now()):
+            see(state, observation)
+
+
+def _window_is_open(state: State, window: float) -> bool:
+    """Whether some GPU might still turn out to be free by being watched for longer."""
+    return any(_may_turn_out_free(watch, window) for watch in state.gpus.values())
+
+
+def _may_turn_out_free(watch: Watch, window: float) -> bool:
+    return isinstance(watch.latest, GpuSample) and isinstance(verdict(watch, window), Unknown)
+
+
+def _commands(config: Config) -> Iterator[JobSpec]:
+    if config.command is not None:
+        intake: OneCommand | Lines = OneCommand(config.command)
+        yield from _specs(intake.take(1))
+        return
+    if not config.inputs and not _stdin_holds_commands():
+        return
+    inputs = open_inputs(config.inputs or ("-",))
+    lines = Lines(inputs, None)
+    found = 0
+    while found < _MOST_COMMANDS and not lines.ended():
+        arrived = lines.take(_MOST_COMMANDS - found)
+        found += len(arrived)
+        yield from _specs(arrived)
+        if not arrived and not lines.ended() and not _something_comes(lines):
+            print(
+                f"smartsched: stdin is still open; looking at {words.count(found, 'command')}",
+                file=sys.stderr,
+            )
+            break
+    lines.close()
+
+
+def _specs(lines: Sequence[JobSpec | BadLine]) -> Iterator[JobSpec]:
+    for line in lines:
+        if isinstance(line, JobSpec):
+            yield line
+        else:
+            print(f"smartsched: {line.source}: {line.why}", file=sys.stderr)
+
+
+def _stdin_holds_commands() -> bool:
+    try:
+        return not os.isatty(0) and not stat.S_ISCHR(os.fstat(0).st_mode)
+    except OSError:
+        return False
+
+
+def _something_comes(lines: Lines) -> bool:
+    fd = lines.current_fd()
+    return fd is not None and bool(select.select([fd], [], [], _SILENCE_SECONDS)[0])
+
+
+def _show(found: Survey, config: Config, as_object: bool) -> None:
+    if as_object:
+        print(json.dumps(as_json(found, config.policy, config.notes), indent=2))
+        return
+    from smartsched.edges.screen import print_survey
+
+    print_survey(found, config.notes, color=config.color)

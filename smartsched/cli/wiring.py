@@ -1,0 +1,59 @@
+"""How the edges are put together: what --dry-run and a run have in common."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from smartsched.core.model import HostName, SamplerTrouble, Snapshot
+from smartsched.core.selection import Selection
+from smartsched.edges.clock import SteadyClock
+from smartsched.edges.sampler import Sampler
+from smartsched.edges.waiter import Waiter
+from smartsched.errors import DriverError
+
+_CHILD = "import sys; from smartsched.cli import main; sys.exit(main())"
+_ADVICE = "; to try smartsched without a GPU, add --simulate 4"
+
+
+def new_run_name() -> str:
+    """Names sort by time; the pid tells runs of the same second apart."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+
+
+def this_host() -> HostName:
+    return HostName(os.uname().nodename)
+
+
+def start_sampler(
+    waiter: Waiter, clock: SteadyClock, arguments: Sequence[str], patience_seconds: float
+) -> Sampler:
+    # -P: a pynvml.py that happens to lie in the current folder is not the driver's
+    argv = [sys.executable, "-P", "-c", _CHILD, *arguments]
+    return Sampler(
+        waiter,
+        argv,
+        this_host(),
+        at_monotonic=clock.at_monotonic,
+        patience_seconds=patience_seconds,
+        now=clock.now(),
+    )
+
+
+def first_snapshot(
+    sampler: Sampler, waiter: Waiter, clock: SteadyClock, selection: Selection
+) -> Snapshot:
+    """Wait for it, and check the user's choice of GPUs against it.
+
+    Raises DriverError when the driver says that it cannot be asked or does not answer in time, and
+    UsageError for GPUs that are not there.
+    """
+    while True:
+        for observation in sampler.take(clock.now()):
+            match observation:
+                case SamplerTrouble(why=why):
+                    raise DriverError(why + _ADVICE)
+                case Snapshot():
+                    selection.check(observation.gpus)
+                    return observation
+        waiter.wait(sampler.wake_at())

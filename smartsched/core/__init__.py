@@ -1,0 +1,1 @@
+"""The pure heart: no clock, file, device, process, environment, randomness or logging."""

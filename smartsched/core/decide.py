@@ -1,0 +1,247 @@
+"""The scheduler's whole mind: a pure function from what we believe to what to do next."""
+
+from dataclasses import dataclass, field
+
+from smartsched.core import words
+from smartsched.core.actions import Action, Kill, Launch, Refresh, Terminate
+from smartsched.core.events import (
+    Event,
+    GpuReleased,
+    RunKilled,
+    RunPlaced,
+    RunStopping,
+    WaitTimedOut,
+)
+from smartsched.core.freeness import Busy, Free, Unknown, Verdict, Watch, verdict
+from smartsched.core.model import (
+    GpuKey,
+    GpuSample,
+    GpuUnreadable,
+    Lingering,
+    Placement,
+    Run,
+    RunKey,
+    Running,
+    Stopping,
+    Timestamp,
+    Wait,
+)
+from smartsched.core.placement import FreeGpu, place, visible_as
+from smartsched.core.selection import label
+from smartsched.core.state import Closing, State, position
+from smartsched.core.strangers import Hold, memory_is_back
+
+# A process that does not even die of SIGKILL hangs in the kernel; nothing we do changes that.
+UNKILLABLE_AFTER_SECONDS = 10.0
+# How soon to look again for memory that has not come back: half of the time since, within bounds.
+_FIRST_LOOK_AGAIN_SECONDS = 0.02
+
+
+@dataclass(slots=True)
+class Decision:
+    """Record `events` first, then carry out `actions`; then sleep until `wake_at` or an event."""
+
+    events: list[Event] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    waiting: Wait | None = None  # None: nothing that is queued has to wait
+    wake_at: Timestamp = float("inf")
+    over: bool = False
+
+    def wake_by(self, at: Timestamp) -> None:
+        self.wake_at = min(self.wake_at, at)
+
+
+def decide(state: State, now: Timestamp) -> Decision:
+    decision = Decision()
+    _stop_runs(state, now, decision)
+    released = _release_gpus(state, now, decision)
+    if state.closing is Closing.NO:
+        _place_queued_jobs(state, now, decision, released)
+        _give_up_waiting(state, now, decision)
+    decision.over = _is_over(state, now, decision)
+    return decision
+
+
+def _stop_runs(state: State, now: Timestamp, decision: Decision) -> None:
+    for key, run in state.runs.items():
+        match run.status:
+            case Running() if state.closing >= Closing.STOP:
+                _ask_to_end(key, now, decision)
+            case Lingering(asked=False):
+                _ask_to_end(key, now, decision)
+            case Stopping(since=since, killed=False) | Lingering(since=since, killed_at=None):
+                _kill_when_overdue(state, key, since, now, decision)
+            case Lingering(killed_at=float(killed_at)):
+                decision.wake_by(killed_at + UNKILLABLE_AFTER_SECONDS)
+            case _:
+                pass
+
+
+def _ask_to_end(key: RunKey, now: Timestamp, decision: Decision) -> None:
+    decision.events.append(RunStopping(now, key))
+    decision.actions.append(Terminate(key))
+    decision.wake_by(now)  # the grace period begins
+
+
+def _kill_when_overdue(
+    state: State, key: RunKey, since: Timestamp, now: Timestamp, decision: Decision
+) -> None:
+    due = since if state.closing is Closing.KILL else since + state.policy.grace_seconds
+    if now >= due:
+        decision.events.append(RunKilled(now, key))
+        decision.actions.append(Kill(key))
+        decision.wake_by(now)
+    else:
+        decision.wake_by(due)
+
+
+def _release_gpus(state: State, now: Timestamp, decision: Decision) -> set[GpuKey]:
+    """Give GPUs back whose run is gone with its memory; ask for a look at the others."""
+    released = set()
+    for gpu, hold in state.holds.items():
+        watch = state.gpus.get(gpu)
+        if hold.cleared_at is None or watch is None:
+            continue
+        sample = watch.latest
+        if watch.taken_at < hold.cleared_at:
+            decision.actions.append(Refresh(gpu, hold.cleared_at))
+        elif isinstance(sample, GpuSample) and memory_is_back(sample, hold):
+            decision.events.append(GpuReleased(now, gpu, hold.run))
+            released.add(gpu)
+        else:
+            look_again_at = watch.taken_at + _look_again_after(state, watch, hold)
+            if now >= look_again_at:
+                decision.actions.append(Refresh(gpu, look_again_at))
+            else:
+                decision.wake_by(look_again_at)
+    return released
+
+
+def _look_again_after(state: State, watch: Watch, hold: Hold) -> float:
+    assert hold.cleared_at is not None
+    so_far = (watch.taken_at - hold.cleared_at) / 2
+    return min(max(so_far, _FIRST_LOOK_AGAIN_SECONDS), state.policy.interval_seconds)
+
+
+def _place_queued_jobs(
+    state: State, now: Timestamp, decision: Decision, released: set[GpuKey]
+) -> None:
+    if now < state.postponed_until:
+        decision.wake_by(state.postponed_until)
+        decision.waiting = Wait(f"could not start a command: {state.postponed_why}; trying again")
+        return
+    free = free_gpus(state, now, released)
+    for job in state.queue:
+        match place(free):
+            case Wait():
+                decision.waiting = Wait(why_none_is_free(state, now))
+                return
+            case Placement() as placement:
+                run = RunKey(job.id, job.attempts + 1)
+                decision.events.append(RunPlaced(now, run, placement))
+                decision.actions.append(Launch(run, job.spec, placement))
+                taken = {gpu.key for gpu in placement.gpus}
+                free = [gpu for gpu in free if gpu.reading.key not in taken]
+
+
+def free_gpus(
+    state: State, now: Timestamp, released: set[GpuKey] | frozenset[GpuKey] = frozenset()
+) -> list[FreeGpu]:
+    """What may be given away now, in the order in which it is: least strangers' memory first."""
+    readings = [watch.latest for watch in state.gpus.values()]
+    free = []
+    for key, watch in state.gpus.items():
+        if key in state.holds and key not in released:
+            continue
+        match current_verdict(state, watch, now):
+            case Free(strangers_bytes):
+                on_host = [other for other in readings if other.key.host == key.host]
+                visible = visible_as(watch.latest, on_host, state.policy.visible_by)
+                free.append(FreeGpu(watch.latest, strangers_bytes, visible))
+            case _:
+                pass
+    return sorted(free, key=lambda gpu: (gpu.strangers_memory_bytes, position(gpu.reading)))
+
+
+def current_verdict(state: State, watch: Watch, now: Timestamp) -> Verdict:
+    """The verdict of the samples, unless they are too old to say anything about now."""
+    trouble = state.troubles.get(watch.latest.key.host)
+    if trouble is not None:
+        return Unknown(trouble.why)
+    age = now - watch.taken_at
+    if age > state.policy.stale_after_seconds and not isinstance(watch.latest, GpuUnreadable):
+        return Unknown(f"not seen for {words.duration(age)}")
+    return verdict(watch, state.policy.thresholds.free_for_seconds)
+
+
+def withheld_because(state: State, key: GpuKey, now: Timestamp) -> str | None:
+    """Why a GPU that ended a run of ours is still not given away; None: it runs, or is ours no
+    more."""
+    hold = state.holds.get(key)
+    if hold is None:
+        return None
+    run = state.runs.get(hold.run)
+    if run is not None and isinstance(run.status, Lingering):
+        stuck = "cannot be killed" if run.status.killed_at is not None else "are being stopped"
+        return f"processes that job {hold.run.job} left behind {stuck}"
+    if hold.cleared_at is None:
+        return None
+    waited = now - hold.cleared_at
+    late = waited > state.policy.memory_back_seconds
+    withheld = "withheld: " if late else ""
+    return f"{withheld}memory of job {hold.run.job} has not come back for {words.duration(waited)}"
+
+
+def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
+    """Why nothing can be started on this GPU now; "" if something can."""
+    hold = state.holds.get(key)
+    if hold is not None:
+        return withheld_because(state, key, now) or f"runs job {hold.run.job}"
+    match current_verdict(state, watch, now):
+        case Busy(breaches):
+            return "; ".join(breach.words(watch.taken_at) for breach in breaches)
+        case Unknown(why):
+            return why
+        case Free():
+            return ""
+
+
+def why_none_is_free(state: State, now: Timestamp) -> str:
+    """One clause a GPU, those that say the same together."""
+    if not state.gpus:
+        trouble = next(iter(state.troubles.values()), None)
+        return trouble.why if trouble is not None else "the GPUs have not been read yet"
+    reasons: dict[str, list[str]] = {}
+    for key, watch in state.in_order():
+        reasons.setdefault(why_not(state, key, watch, now), []).append(label(watch.latest))
+    return " · ".join(f"GPU {','.join(gpus)}: {why}" for why, gpus in reasons.items() if why)
+
+
+def _give_up_waiting(state: State, now: Timestamp, decision: Decision) -> None:
+    limit = state.policy.wait_timeout_seconds
+    if limit is None or state.ever_launched or decision.waiting is None or state.runs:
+        return
+    since = state.waiting_since
+    if since is None:
+        return
+    if now - since >= limit:
+        decision.events.append(WaitTimedOut(now))
+        decision.wake_by(now)
+    else:
+        decision.wake_by(since + limit)
+
+
+def _is_over(state: State, now: Timestamp, decision: Decision) -> bool:
+    if any(isinstance(action, Launch) for action in decision.actions):
+        return False
+    if any(not _is_given_up(run, now) for run in state.runs.values()):
+        return False
+    return state.closing is not Closing.NO or (not state.queue and not state.input_open)
+
+
+def _is_given_up(run: Run, now: Timestamp) -> bool:
+    match run.status:
+        case Lingering(killed_at=float(killed_at)):
+            return now - killed_at >= UNKILLABLE_AFTER_SECONDS
+        case _:
+            return False

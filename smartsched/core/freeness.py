@@ -1,0 +1,300 @@
+"""Which GPUs count as free: thresholds on other people's use, over a window.
+
+Free means steadily free: below every threshold in every sample of the window, and unknown is not
+free. What is kept per GPU does not grow with the length of the window: the last time that each test
+failed is all that a verdict needs.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from smartsched.core import words
+from smartsched.core.model import (
+    GpuProcess,
+    GpuReading,
+    GpuSample,
+    GpuUnreadable,
+    Timestamp,
+)
+from smartsched.core.strangers import (
+    SLACK_BYTES,
+    Hold,
+    Ignored,
+    StrangersUse,
+    program,
+    strangers_use,
+    unexplained_bytes,
+)
+
+# The driver's utilisation covers the last 1/6 to 1 s (nvml.h, nvmlUtilization_t): for so long after
+# a run of ours it may still speak of that run.
+UTILIZATION_PERIOD_SECONDS = 1.0
+# The driver lists processes and counts memory in two calls; a process that starts or ends between
+# them leaves memory unexplained for one sample. What stays so for longer is somebody's.
+UNEXPLAINED_FOR_SECONDS = 1.0
+_UTILIZATION_SHOWN_SECONDS = 10.0
+_UTILIZATION_POINTS_KEPT = 600
+
+Test: TypeAlias = Literal[
+    "health", "compute mode", "memory", "free memory", "utilisation", "processes"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A limit as a part of the GPU's memory."""
+
+    percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A limit in bytes."""
+
+    amount_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Up to which use by other people a GPU counts as free. At the limit is still free."""
+
+    max_memory: Share | Size = Share(10.0)
+    max_utilization_percent: float = 10.0
+    min_free_bytes: int | None = None  # None: no such limit
+    max_processes: int | None = None  # None: no such limit
+    free_for_seconds: float = 10.0
+    ignored: Ignored = Ignored()
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """One test that a GPU failed at one moment."""
+
+    at: Timestamp
+    test: Test
+    value: str
+    limit: str  # with the sign between: "> 20%"
+    who: str  # "": nobody in particular
+
+    def words(self, now: Timestamp) -> str:
+        """ "memory 43% > 20% (alice: python train.py, 10.2 GiB)" """
+        ago = f", {words.duration(now - self.at)} ago" if now - self.at >= 1 else ""
+        who = f" ({self.who})" if self.who else ""
+        return " ".join(part for part in (self.test, self.value, self.limit) if part) + ago + who
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    strangers_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    breaches: tuple[Breach, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    why: str
+
+
+Verdict: TypeAlias = Free | Busy | Unknown
+
+
+@dataclass(slots=True)
+class Watch:
+    """What a GPU's samples so far say about it."""
+
+    latest: GpuReading
+    taken_at: Timestamp
+    since: Timestamp  # watched without a gap since then
+    use: StrangersUse | None = None  # None: never readable so far
+    breaches: dict[Test, Breach] = field(default_factory=dict)
+    utilization: deque[tuple[Timestamp, int]] = field(
+        default_factory=lambda: deque(maxlen=_UTILIZATION_POINTS_KEPT)
+    )  # oldest first
+    ours_until: Timestamp = float("-inf")
+    unexplained_since: Timestamp | None = None  # None: all memory is accounted for
+
+
+def observe(
+    watch: Watch | None,
+    reading: GpuReading,
+    taken_at: Timestamp,
+    hold: Hold | None,
+    thresholds: Thresholds,
+    max_gap_seconds: float,
+) -> Watch:
+    """Take in a reading that is not older than the ones before."""
+    if watch is None:
+        watch = Watch(reading, taken_at, _history_begins(reading, taken_at))
+    elif _was_blind(watch, taken_at, max_gap_seconds):
+        watch.since = _history_begins(reading, taken_at)
+    watch.latest, watch.taken_at = reading, taken_at
+    if isinstance(reading, GpuSample):
+        _take_in(watch, reading, hold, thresholds)
+    return watch
+
+
+def _was_blind(watch: Watch, taken_at: Timestamp, max_gap_seconds: float) -> bool:
+    return isinstance(watch.latest, GpuUnreadable) or taken_at - watch.taken_at > max_gap_seconds
+
+
+def _history_begins(reading: GpuReading, taken_at: Timestamp) -> Timestamp:
+    if isinstance(reading, GpuUnreadable) or not reading.utilization_history:
+        return taken_at
+    return taken_at - max(point.age_seconds for point in reading.utilization_history)
+
+
+def _take_in(watch: Watch, sample: GpuSample, hold: Hold | None, limits: Thresholds) -> None:
+    now = watch.taken_at
+    if hold is not None:
+        watch.ours_until = now + UTILIZATION_PERIOD_SECONDS
+    watch.use = strangers_use(
+        sample,
+        hold,
+        limits.ignored,
+        unexplained_is_theirs=_unexplained_is_theirs(watch, sample, hold),
+    )
+    for breach in (
+        *_standing_breaches(now, sample),
+        *_memory_breaches(now, sample, watch.use, limits),
+        *_process_breaches(now, watch.use, limits),
+    ):
+        watch.breaches[breach.test] = breach
+    _take_in_utilization(watch, sample, watch.use, limits)
+
+
+def _unexplained_is_theirs(watch: Watch, sample: GpuSample, hold: Hold | None) -> bool:
+    if hold is None or hold.cleared_at is not None:  # cleared: it is ours, on its way back
+        watch.unexplained_since = None
+        return hold is None
+    if unexplained_bytes(sample) <= hold.unexplained_before_bytes + SLACK_BYTES:
+        watch.unexplained_since = None
+        return False
+    if watch.unexplained_since is None:
+        watch.unexplained_since = watch.taken_at
+    return watch.taken_at - watch.unexplained_since >= UNEXPLAINED_FOR_SECONDS
+
+
+def _standing_breaches(now: Timestamp, sample: GpuSample) -> list[Breach]:
+    breaches = []
+    if sample.ailment is not None:
+        breaches.append(Breach(now, "health", sample.ailment, "", ""))
+    if sample.compute_mode == "prohibited":
+        breaches.append(Breach(now, "compute mode", "PROHIBITED", "", "set by the administrator"))
+    return breaches
+
+
+def _memory_breaches(
+    now: Timestamp, sample: GpuSample, use: StrangersUse, limits: Thresholds
+) -> list[Breach]:
+    breaches = []
+    who = culprits(use.processes)
+    match limits.max_memory:
+        case Share(limit):
+            used = 100 * use.memory_bytes / sample.memory_total_bytes
+            if used > limit:
+                value, bound = words.percent(used, limit), f"> {limit:g}%"
+                breaches.append(Breach(now, "memory", value, bound, who))
+        case Size(amount):
+            if use.memory_bytes > amount:
+                value, bound = words.size(use.memory_bytes), f"> {words.size(amount)}"
+                breaches.append(Breach(now, "memory", value, bound, who))
+    if limits.min_free_bytes is not None and use.free_bytes < limits.min_free_bytes:
+        value, bound = words.size(use.free_bytes), f"< {words.size(limits.min_free_bytes)}"
+        breaches.append(Breach(now, "free memory", value, bound, who))
+    if sample.compute_mode == "exclusive" and use.compute:
+        who = culprits(use.compute)
+        breaches.append(Breach(now, "compute mode", "EXCLUSIVE_PROCESS and in use", "", who))
+    return breaches
+
+
+def _process_breaches(now: Timestamp, use: StrangersUse, limits: Thresholds) -> list[Breach]:
+    if limits.max_processes is None or len(use.compute) <= limits.max_processes:
+        return []
+    value, bound = str(len(use.compute)), f"> {limits.max_processes}"
+    return [Breach(now, "processes", value, bound, culprits(use.compute))]
+
+
+def _take_in_utilization(
+    watch: Watch, sample: GpuSample, use: StrangersUse, limits: Thresholds
+) -> None:
+    points = sorted(
+        (watch.taken_at - point.age_seconds, point.percent)
+        for point in sample.utilization_history or ()
+    )
+    if sample.utilization_percent is not None:
+        points.append((watch.taken_at, sample.utilization_percent))
+    for at, percent in points:
+        watch.utilization.append((at, percent))
+        if percent > limits.max_utilization_percent and not use.only_ignored:
+            _blame_utilization(watch, at, percent, use, limits)
+    shown = max(limits.free_for_seconds, _UTILIZATION_SHOWN_SECONDS)
+    while watch.utilization and watch.utilization[0][0] < watch.taken_at - shown:
+        watch.utilization.popleft()
+
+
+def _blame_utilization(
+    watch: Watch, at: Timestamp, percent: int, use: StrangersUse, limits: Thresholds
+) -> None:
+    value = words.percent(percent, limits.max_utilization_percent)
+    bound, who = f"> {limits.max_utilization_percent:g}%", culprits(use.compute)
+    if at <= watch.ours_until:
+        if not use.compute:
+            return  # nobody else is there who could have used it
+        who = f"ours or theirs: {who}"
+    last = watch.breaches.get("utilisation")
+    if last is None or at >= last.at:
+        watch.breaches["utilisation"] = Breach(at, "utilisation", value, bound, who)
+
+
+def verdict(watch: Watch, free_for_seconds: float) -> Verdict:
+    """What the samples so far say, as of the last one."""
+    if isinstance(watch.latest, GpuUnreadable):
+        return Unknown(watch.latest.why)
+    recent = tuple(
+        breach
+        for breach in watch.breaches.values()
+        if breach.at >= watch.taken_at or watch.taken_at - breach.at < free_for_seconds
+    )
+    if recent:
+        return Busy(recent)
+    watched = watch.taken_at - watch.since
+    if watched < free_for_seconds:
+        return Unknown(
+            f"watched for {words.duration(watched)} of {words.duration(free_for_seconds)}"
+        )
+    assert watch.use is not None
+    return Free(watch.use.memory_bytes)
+
+
+def utilization_over_window(watch: Watch) -> tuple[float, int] | None:
+    """Mean and maximum of what the device reported lately, in percent; None: nothing."""
+    if not watch.utilization:
+        return None
+    values = [percent for _, percent in watch.utilization]
+    return sum(values) / len(values), max(values)
+
+
+def culprits(processes: tuple[GpuProcess, ...]) -> str:
+    """The two that hold most, and how many more: "alice: python train.py, 10.2 GiB"."""
+    most_first = sorted(processes, key=lambda p: (-(p.memory_bytes or 0), p.pid))
+    named = [describe(process) for process in most_first[:2]]
+    if len(processes) > len(named):
+        named.append(f"{len(processes) - len(named)} more")
+    return "; ".join(named) if named else "by no visible process"
+
+
+def describe(process: GpuProcess) -> str:
+    """ "alice: python train.py, 10.2 GiB" """
+    user = words.printable(process.user or f"pid {process.pid}")
+    command = words.shortened(words.printable(_without_path(process)), 40)
+    held = "" if process.memory_bytes is None else words.size(process.memory_bytes)
+    return ": ".join(part for part in (user, ", ".join(p for p in (command, held) if p)) if part)
+
+
+def _without_path(process: GpuProcess) -> str:
+    _, _, arguments = (process.command or "").partition(" ")
+    return f"{program(process)} {arguments}".strip()

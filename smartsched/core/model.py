@@ -1,0 +1,237 @@
+"""The nouns every layer shares: GPUs as sampled, jobs as asked for, runs as they stand.
+
+Values only. Nothing here reads a clock, a device or a file. Every GPU, run and exit names the host
+it belongs to, so that several hosts are more of the same.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, NewType, TypeAlias
+
+HostName = NewType("HostName", str)
+GpuUuid = NewType("GpuUuid", str)
+JobId = NewType("JobId", int)
+Timestamp: TypeAlias = float
+"""Seconds on the dispatcher's own timeline: starts at the wall clock, never steps back."""
+
+
+class GpuKey(NamedTuple):
+    """Which GPU: indices move when a card falls off the bus, UUIDs do not."""
+
+    host: HostName
+    uuid: GpuUuid
+
+
+class RunKey(NamedTuple):
+    """One attempt at one job. Launching the same key twice must be impossible."""
+
+    job: JobId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process with a context on a GPU, and what the host says about it."""
+
+    pid: int
+    kind: Literal["compute", "graphics"]
+    memory_bytes: int | None  # None: the driver does not say
+    user: str | None  # None: gone already, or not visible from here
+    command: str | None  # None: likewise
+    run_tag: str | None  # None: carries no tag of a smartsched run that we may read
+    session: int | None  # None: gone already, or not visible from here
+    ancestors: tuple[int, ...] = ()
+
+
+class UtilizationPoint(NamedTuple):
+    """One entry of the driver's own history of the device's utilisation."""
+
+    age_seconds: float
+    percent: int
+
+
+ComputeMode: TypeAlias = Literal["default", "exclusive", "prohibited"]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSample:
+    """What the driver said about one GPU (a card or a MIG instance) at one moment."""
+
+    key: GpuKey
+    index: int
+    slot: int | None  # None: a whole card; else which MIG instance of card `index`
+    name: str
+    memory_total_bytes: int
+    memory_used_bytes: int  # without what the driver reserves, where it can tell (NVML's v2)
+    memory_free_bytes: int
+    utilization_percent: int | None  # None: this GPU does not report it
+    utilization_history: tuple[UtilizationPoint, ...] | None  # new since the last; None: no history
+    compute_mode: ComputeMode
+    ailment: str | None  # None: healthy; else why nothing should be started on it
+    processes: tuple[GpuProcess, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUnreadable:
+    """The driver failed for this GPU. Unknown is not free: it takes no new work."""
+
+    key: GpuKey
+    index: int
+    slot: int | None
+    name: str
+    why: str
+
+
+GpuReading: TypeAlias = GpuSample | GpuUnreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """GPUs of a host at one moment: all of them, or only those that were asked for."""
+
+    host: HostName
+    taken_at: Timestamp  # when reading began: nothing in it is older
+    gpus: tuple[GpuReading, ...]
+    whole: bool
+
+    def pids(self) -> set[int]:
+        """Of every process on them."""
+        samples = (gpu for gpu in self.gpus if isinstance(gpu, GpuSample))
+        return {process.pid for sample in samples for process in sample.processes}
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerTrouble:
+    """Nobody can tell us about this host's GPUs now. Running jobs are not concerned."""
+
+    host: HostName
+    why: str
+
+
+Observation: TypeAlias = Snapshot | SamplerTrouble
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What the user asked for. Never changes after it was accepted."""
+
+    command: str  # shell text; bytes that are not UTF-8 travel as surrogate escapes
+    source: str  # where it came from, for messages: "commands.txt:12"
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line of the input that cannot be a command."""
+
+    source: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedGpu:
+    """A GPU given to a run, and the name under which the run will see it."""
+
+    key: GpuKey
+    label: str  # for people: "3", or "0:2" for a MIG instance
+    visible: str  # for CUDA_VISIBLE_DEVICES
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which GPUs a run holds, all on one host."""
+
+    gpus: tuple[PlacedGpu, ...]
+
+    @property
+    def labels(self) -> str:
+        """The GPUs for people, "0,3"."""
+        return ",".join(gpu.label for gpu in self.gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why nothing is placed now, in words a user can act on."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The command ended by itself; 0 is success."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """The command was ended by a signal."""
+
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """The system would not start the command at all."""
+
+    why: str
+
+
+Ending: TypeAlias = Exited | Killed | NotStarted
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Placed and recorded; the launch is being tried."""
+
+    since: Timestamp
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Its shell lives, and nobody asked it to end."""
+
+    since: Timestamp
+    placement: Placement
+    pid: int  # leads its own session and process group
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """Its shell lives and was asked to end."""
+
+    since: Timestamp
+    placement: Placement
+    pid: int
+    started_at: Timestamp
+    killed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lingering:
+    """Its shell has ended, processes that it left behind have not; they are being stopped."""
+
+    since: Timestamp
+    placement: Placement
+    asked: bool
+    killed_at: Timestamp | None  # None: so far asked at most
+
+
+RunStatus: TypeAlias = Starting | Running | Stopping | Lingering
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An accepted command."""
+
+    id: JobId
+    spec: JobSpec
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that still has processes, or is about to."""
+
+    key: RunKey
+    job: Job
+    status: RunStatus

@@ -1,0 +1,44 @@
+"""Where one job goes, given the GPUs that are free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from smartsched.core.model import GpuReading, GpuUnreadable, PlacedGpu, Placement, Wait
+from smartsched.core.selection import label
+
+
+@dataclass(frozen=True, slots=True)
+class FreeGpu:
+    """A GPU that may be given away now. Sorts in the order in which they are."""
+
+    reading: GpuReading
+    strangers_memory_bytes: int
+    visible: str
+
+
+def place(free: Sequence[FreeGpu]) -> Placement | Wait:
+    """Give the emptiest GPU; `free` is in that order."""
+    if not free:
+        return Wait("no GPU is free")
+    return Placement((placed(free[0]),))
+
+
+def placed(gpu: FreeGpu) -> PlacedGpu:
+    return PlacedGpu(gpu.reading.key, label(gpu.reading), gpu.visible)
+
+
+def visible_as(
+    reading: GpuReading, all_on_host: Sequence[GpuReading], by: Literal["index", "uuid"]
+) -> str:
+    """The GPU's name for CUDA_VISIBLE_DEVICES.
+
+    The index, since popular frameworks parse the variable as integers; but MIG instances have none,
+    and where a card below is out of reach CUDA may skip it and number the rest anew.
+    """
+    unsure = any(
+        isinstance(other, GpuUnreadable) and other.index < reading.index for other in all_on_host
+    )
+    if by == "uuid" or reading.slot is not None or unsure:
+        return reading.key.uuid
+    return str(reading.index)

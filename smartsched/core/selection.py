@@ -1,0 +1,131 @@
+"""Which GPUs may be used at all: `--gpus`, `--exclude` and the inherited CUDA_VISIBLE_DEVICES."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from smartsched.core.model import GpuReading
+from smartsched.errors import UsageError
+
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
+_SLOT = re.compile(r"(\d+):(\d+)", re.ASCII)
+_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]*", re.IGNORECASE | re.ASCII)
+_MOST_INDICES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ByIndex:
+    index: int
+
+    def __str__(self) -> str:
+        return str(self.index)
+
+    def names(self, reading: GpuReading) -> bool:
+        return reading.index == self.index  # a card in MIG mode: all of its instances
+
+
+@dataclass(frozen=True, slots=True)
+class BySlot:
+    """One MIG instance, as --dry-run prints it: card and slot."""
+
+    index: int
+    slot: int
+
+    def __str__(self) -> str:
+        return f"{self.index}:{self.slot}"
+
+    def names(self, reading: GpuReading) -> bool:
+        return (reading.index, reading.slot) == (self.index, self.slot)
+
+
+@dataclass(frozen=True, slots=True)
+class ByUuid:
+    prefix: str
+
+    def __str__(self) -> str:
+        return self.prefix
+
+    def names(self, reading: GpuReading) -> bool:
+        return reading.key.uuid.lower().startswith(self.prefix.lower())
+
+
+GpuId: TypeAlias = ByIndex | BySlot | ByUuid
+
+
+def looks_like_ids(text: str) -> bool:
+    """Whether a word of the command line can only be meant as GPU ids, not as a file."""
+    return all(
+        pattern.fullmatch(part) is not None
+        for part in text.split(",")
+        if part
+        for pattern in [_UUID if part[0] in "GgMm" else _SLOT if ":" in part else _RANGE]
+    ) and bool(text.strip(","))
+
+
+def parse_ids(text: str) -> tuple[GpuId, ...]:
+    """ "0,2-3" or UUIDs or prefixes of them, in order.
+
+    Raises UsageError for what is none of these and for an id given twice.
+    """
+    ids: list[GpuId] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        ids.extend(_parse_part(part))
+    if not ids:
+        raise UsageError("names no GPU: give ids such as 0,2-3 or GPU-8f6a…")
+    for position, gpu_id in enumerate(ids):
+        if gpu_id in ids[:position]:
+            raise UsageError(f"names GPU {gpu_id} twice")
+    return tuple(ids)
+
+
+def _parse_part(part: str) -> list[GpuId]:
+    if _UUID.fullmatch(part):
+        return [ByUuid(part)]
+    if found := _SLOT.fullmatch(part):
+        return [BySlot(int(found[1]), int(found[2]))]
+    found = _RANGE.fullmatch(part)
+    if found is None:
+        raise UsageError(f"{part!r} is no GPU id: give an index, a range such as 0-3, or a UUID")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise UsageError(f"{part!r} runs backwards")
+    if last >= _MOST_INDICES:
+        raise UsageError(f"{part!r}: no host has that many GPUs")
+    return [ByIndex(index) for index in range(first, last + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    wanted: tuple[GpuId, ...] | None = None  # None: all
+    wanted_by: str = "--gpus"  # where the wish comes from, for messages
+    excluded: tuple[GpuId, ...] = ()
+
+    def admits(self, reading: GpuReading) -> bool:
+        if any(gpu_id.names(reading) for gpu_id in self.excluded):
+            return False
+        return self.wanted is None or any(gpu_id.names(reading) for gpu_id in self.wanted)
+
+    def check(self, readings: Sequence[GpuReading]) -> None:
+        """Raises UsageError for an id that names none of these GPUs, or one UUID prefix several;
+        and when nothing is left to choose from."""
+        _check_ids(self.wanted or (), self.wanted_by, readings)
+        _check_ids(self.excluded, "--exclude", readings)
+        if readings and not any(map(self.admits, readings)):
+            raise UsageError(f"{self.wanted_by} and --exclude leave no GPU to choose from")
+
+
+def _check_ids(ids: Iterable[GpuId], source: str, readings: Sequence[GpuReading]) -> None:
+    for gpu_id in ids:
+        named = [reading for reading in readings if gpu_id.names(reading)]
+        if not named:
+            there = ", ".join(dict.fromkeys(label(reading) for reading in readings)) or "none"
+            raise UsageError(f"{source}: there is no GPU {gpu_id} (there are: {there})")
+        if isinstance(gpu_id, ByUuid) and len(named) > 1:
+            which = ", ".join(reading.key.uuid for reading in named)
+            raise UsageError(f"{source}: {gpu_id} names {len(named)} GPUs: {which}")
+
+
+def label(reading: GpuReading) -> str:
+    """What people call it: "3", or "0:2" for a MIG instance in slot 2 of card 0."""
+    return str(reading.index) if reading.slot is None else f"{reading.index}:{reading.slot}"

@@ -1,0 +1,305 @@
+"""What we believe.
+
+Rule 1: what happened to jobs changes here, in `apply`, and nowhere else.
+Rule 2: a transition that is not listed here is a bug and raises.
+Rule 3: nothing here grows with the number of finished jobs.
+
+What was seen of the GPUs (`see`) is kept apart: it is stale the moment we restart.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import assert_never
+
+from smartsched.core.events import (
+    DrainRequested,
+    Event,
+    GpuReleased,
+    InputEnded,
+    JobAccepted,
+    LineRejected,
+    RunCleared,
+    RunExited,
+    RunKilled,
+    RunLaunched,
+    RunPlaced,
+    RunPostponed,
+    RunStopping,
+    StopRequested,
+    WaitTimedOut,
+)
+from smartsched.core.freeness import Watch, observe
+from smartsched.core.model import (
+    Ending,
+    Exited,
+    GpuKey,
+    GpuReading,
+    GpuSample,
+    GpuUnreadable,
+    HostName,
+    Job,
+    JobId,
+    Lingering,
+    NotStarted,
+    Observation,
+    Run,
+    RunKey,
+    Running,
+    RunStatus,
+    SamplerTrouble,
+    Snapshot,
+    Starting,
+    Stopping,
+    Timestamp,
+)
+from smartsched.core.policy import Policy
+from smartsched.core.strangers import Hold, unexplained_bytes
+from smartsched.errors import IllegalTransitionError
+
+
+class Closing(IntEnum):
+    """How far the end has been asked for; it only ever rises."""
+
+    NO = 0
+    DRAIN = 1
+    STOP = 2
+    KILL = 3
+
+
+@dataclass(slots=True)
+class Totals:
+    accepted: int = 0
+    rejected: int = 0
+    ok: int = 0
+    failed: int = 0
+    gpu_seconds: float = 0.0
+
+    @property
+    def finished(self) -> int:
+        return self.ok + self.failed
+
+
+@dataclass(slots=True)
+class State:
+    policy: Policy
+    queue: deque[Job] = field(default_factory=deque)
+    runs: dict[RunKey, Run] = field(default_factory=dict)
+    holds: dict[GpuKey, Hold] = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals)
+    input_open: bool = True
+    closing: Closing = Closing.NO
+    waiting_since: Timestamp | None = None  # None: no command accepted so far
+    ever_launched: bool = False
+    wait_timed_out: bool = False
+    last_ending: Ending | None = None  # None: no job has ended so far
+    postponed_until: Timestamp = float("-inf")
+    postponed_why: str = ""
+    gpus: dict[GpuKey, Watch] = field(default_factory=dict)
+    troubles: dict[HostName, SamplerTrouble] = field(default_factory=dict)
+
+    def next_job(self) -> JobId:
+        return JobId(self.totals.accepted + 1)
+
+    def in_order(self) -> list[tuple[GpuKey, Watch]]:
+        """The GPUs as people list them."""
+        return sorted(self.gpus.items(), key=lambda item: position(item[1].latest))
+
+
+def position(reading: GpuReading) -> tuple[str, int, int]:
+    slot = -1 if reading.slot is None else reading.slot
+    return (reading.key.host, reading.index, slot)
+
+
+def replay(policy: Policy, events: Iterable[Event]) -> State:
+    state = State(policy)
+    for event in events:
+        apply(state, event)
+    return state
+
+
+POSTPONED_SECONDS = 1.0
+
+
+def apply(state: State, event: Event) -> None:  # noqa: C901  # a table: one case an event
+    """Take in what happened. Raises IllegalTransitionError and changes nothing if it cannot be."""
+    match event:
+        case JobAccepted(at, job_id, spec):
+            if job_id != state.next_job():
+                raise IllegalTransitionError(event, state.totals)
+            state.totals.accepted += 1
+            state.queue.append(Job(job_id, spec))
+            if state.waiting_since is None:
+                state.waiting_since = at
+        case LineRejected():
+            state.totals.rejected += 1
+        case InputEnded():
+            state.input_open = False
+        case DrainRequested():
+            state.closing = max(state.closing, Closing.DRAIN)
+        case StopRequested():
+            state.closing = Closing.KILL if state.closing >= Closing.STOP else Closing.STOP
+        case WaitTimedOut():
+            state.wait_timed_out = True
+            state.closing = max(state.closing, Closing.DRAIN)
+        case GpuReleased(_, gpu, run):
+            _release(state, event, gpu, run)
+        case _:
+            _apply_to_run(state, event)
+
+
+_RunEvent = (
+    RunPlaced | RunLaunched | RunPostponed | RunStopping | RunKilled | RunExited | RunCleared
+)
+
+
+def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901  # a table
+    """The run's life, one case per legal step."""
+    run = state.runs.get(event.run)
+    match run.status if run is not None else None, event:
+        case None, RunPlaced():
+            _place(state, event)
+        case Starting(_, placement), RunLaunched(at, key, pid):
+            _set_status(state, key, Running(at, placement, pid))
+            _amend_holds(state, key, pid=pid)
+            state.ever_launched = True
+        case Starting(), RunPostponed(at, key, why):
+            state.queue.appendleft(state.runs.pop(key).job)
+            _drop_holds(state, key)
+            state.postponed_until, state.postponed_why = at + POSTPONED_SECONDS, why
+        case Starting(), RunExited(_, key, NotStarted() as ending):
+            state.last_ending = ending
+            del state.runs[key]
+            _drop_holds(state, key)
+            state.totals.failed += 1
+        case Running(since, placement, pid), RunStopping(at, key):
+            _set_status(state, key, Stopping(at, placement, pid, since, killed=False))
+        case Stopping() as stopping, RunKilled(_, key):
+            _set_status(state, key, replace(stopping, killed=True))
+        case (Running() | Stopping()) as living, RunExited():
+            _end(state, event, living)
+        case Lingering(asked=False) as lingering, RunStopping(_, key):
+            _set_status(state, key, replace(lingering, asked=True))
+        case Lingering(asked=True, killed_at=None) as lingering, RunKilled(at, key):
+            _set_status(state, key, replace(lingering, killed_at=at))
+        case Lingering(), RunCleared(at, key):
+            del state.runs[key]
+            _amend_holds(state, key, cleared_at=at)
+        case status, _:
+            raise IllegalTransitionError(event, status)
+
+
+def _place(state: State, event: RunPlaced) -> None:
+    if not state.queue or state.queue[0].id != event.run.job:
+        raise IllegalTransitionError(event, state.queue[0] if state.queue else None)
+    gpus = [gpu.key for gpu in event.placement.gpus]
+    if any(gpu in state.holds for gpu in gpus):
+        raise IllegalTransitionError(event, state.holds)
+    job = state.queue.popleft()
+    if event.run.attempt != job.attempts + 1:
+        raise IllegalTransitionError(event, job)
+    job = replace(job, attempts=event.run.attempt)
+    state.runs[event.run] = Run(event.run, job, Starting(event.at, event.placement))
+    for gpu in gpus:
+        state.holds[gpu] = _new_hold(state, gpu, event)
+
+
+def _new_hold(state: State, gpu: GpuKey, event: RunPlaced) -> Hold:
+    watch = state.gpus.get(gpu)
+    latest = watch.latest if watch is not None else None
+    unexplained = unexplained_bytes(latest) if isinstance(latest, GpuSample) else 0
+    return Hold(
+        run=event.run,
+        tag=state.policy.tag(*event.run),
+        since=event.at,
+        unexplained_before_bytes=unexplained,
+        pid=None,
+        cleared_at=None,
+    )
+
+
+def _set_status(state: State, key: RunKey, status: RunStatus) -> None:
+    state.runs[key] = replace(state.runs[key], status=status)
+
+
+def _end(state: State, event: RunExited, living: Running | Stopping) -> None:
+    started = living.since if isinstance(living, Running) else living.started_at
+    state.totals.gpu_seconds += (event.at - started) * len(living.placement.gpus)
+    state.last_ending = event.ending
+    if event.ending == Exited(0):
+        state.totals.ok += 1
+    else:
+        state.totals.failed += 1
+    if event.leftovers:
+        lingering = Lingering(event.at, living.placement, asked=False, killed_at=None)
+        _set_status(state, event.run, lingering)
+    else:
+        del state.runs[event.run]
+        _amend_holds(state, event.run, cleared_at=event.at)
+
+
+def _holds_of(state: State, key: RunKey) -> Iterator[GpuKey]:
+    return (gpu for gpu, hold in list(state.holds.items()) if hold.run == key)
+
+
+def _amend_holds(
+    state: State, key: RunKey, *, pid: int | None = None, cleared_at: Timestamp | None = None
+) -> None:
+    for gpu in _holds_of(state, key):
+        hold = state.holds[gpu]
+        state.holds[gpu] = replace(hold, pid=pid or hold.pid, cleared_at=cleared_at)
+
+
+def _drop_holds(state: State, key: RunKey) -> None:
+    for gpu in _holds_of(state, key):
+        del state.holds[gpu]
+
+
+def _release(state: State, event: GpuReleased, gpu: GpuKey, run: RunKey) -> None:
+    hold = state.holds.get(gpu)
+    if hold is None or hold.run != run or hold.cleared_at is None:
+        raise IllegalTransitionError(event, hold)
+    del state.holds[gpu]
+
+
+def see(state: State, observation: Observation) -> None:
+    """Take in what a host says about its GPUs, or that it says nothing."""
+    match observation:
+        case SamplerTrouble(host):
+            state.troubles[host] = observation
+        case Snapshot(host):
+            state.troubles.pop(host, None)
+            for reading in observation.gpus:
+                if state.policy.selection.admits(reading):
+                    _see_gpu(state, reading, observation.taken_at)
+            if observation.whole:
+                _miss_vanished(state, observation)
+        case _:
+            assert_never(observation)
+
+
+def _see_gpu(state: State, reading: GpuReading, taken_at: Timestamp) -> None:
+    watch = state.gpus.get(reading.key)
+    if watch is not None and taken_at < watch.taken_at:
+        return  # an answer that was overtaken by a later one
+    state.gpus[reading.key] = observe(
+        watch,
+        reading,
+        taken_at,
+        state.holds.get(reading.key),
+        state.policy.thresholds,
+        state.policy.stale_after_seconds,
+    )
+
+
+def _miss_vanished(state: State, snapshot: Snapshot) -> None:
+    """A card that fell off the bus, or a MIG instance that its administrator took away."""
+    listed = {reading.key for reading in snapshot.gpus}
+    for key, watch in list(state.gpus.items()):
+        if key.host == snapshot.host and key not in listed:
+            last = watch.latest
+            gone = GpuUnreadable(
+                key, last.index, last.slot, last.name, "the driver no longer lists it"
+            )
+            _see_gpu(state, gone, snapshot.taken_at)

@@ -1,0 +1,19 @@
+"""The only reader of the clock for the loop: a timeline that starts at the wall clock and never
+steps back, whatever anybody does to the wall clock."""
+
+import time
+
+from smartsched.core.model import Timestamp
+
+
+class SteadyClock:
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def now(self) -> Timestamp:
+        return time.monotonic() + self._offset
+
+    def at_monotonic(self, monotonic_s: float) -> Timestamp:
+        """The timeline's value for a reading of the host's monotonic clock, which all processes of
+        a host share."""
+        return monotonic_s + self._offset

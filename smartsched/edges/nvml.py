@@ -1,0 +1,312 @@
+"""The only module that imports pynvml. Turns driver calls into GPU readings.
+
+Runs in the sampler process alone: NVML does not survive a fork, can hang for ever, and after an
+upgrade of the driver only a fresh process gets on with it again.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from smartsched.core.model import (
+    ComputeMode,
+    GpuKey,
+    GpuProcess,
+    GpuReading,
+    GpuSample,
+    GpuUnreadable,
+    GpuUuid,
+    HostName,
+    UtilizationPoint,
+)
+from smartsched.errors import DriverError
+
+T = TypeVar("T")
+Kind: TypeAlias = Literal["compute", "graphics"]
+Describe: TypeAlias = Callable[[int, Kind, int | None], GpuProcess]
+
+_COMPUTE_MODES: dict[int, ComputeMode] = {2: "prohibited", 3: "exclusive"}
+_RECOVERY_ACTION_FIELD = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, nvml.h 12.8
+_RECOVERY_ACTIONS = {1: "a reset", 2: "a reboot", 3: "to be drained", 4: "to be drained and reset"}
+_HEALTH_EVERY_SECONDS = 30.0
+_RACE_RETRIES = 3
+# A history that ends longer ago says nothing about now.
+_FRESH_HISTORY_SECONDS = 2.0
+
+
+def load() -> Any:
+    """The driver library's binding, initialised. Raises DriverError."""
+    try:
+        import pynvml
+    except ImportError as error:
+        raise DriverError(
+            "the Python package nvidia-ml-py is not installed: pip install nvidia-ml-py"
+        ) from error
+    if not hasattr(pynvml, "_nvmlGetFunctionPointer"):
+        raise DriverError(
+            f"{pynvml.__file__} is not NVIDIA's pynvml but shadows it:"
+            " pip uninstall pynvml, then pip install --force-reinstall nvidia-ml-py"
+        )
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise DriverError(_why_no_driver(pynvml, error)) from error
+    return pynvml
+
+
+def _why_no_driver(nvml: Any, error: Any) -> str:
+    match error.value:
+        case nvml.NVML_ERROR_LIBRARY_NOT_FOUND | nvml.NVML_ERROR_DRIVER_NOT_LOADED:
+            return f"no NVIDIA driver here ({error})"
+        case nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+            return (
+                "the NVIDIA driver was upgraded but the old kernel module is still loaded"
+                f" ({error}); it takes a reboot or a reload of the module"
+            )
+        case nvml.NVML_ERROR_NO_PERMISSION:
+            return f"the NVIDIA driver may not be asked from here ({error})"
+        case _:
+            return f"the NVIDIA driver does not answer properly ({error})"
+
+
+@dataclass(slots=True)
+class _Card:
+    """What we remember of a GPU between samples."""
+
+    name: str
+    unsupported: set[str] = field(default_factory=set)  # questions it will never answer
+    history_seen: int = 0  # the driver's own timestamp
+    ailment: str | None = None
+    health_due_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    index: int
+    slot: int | None
+
+
+class NvmlReader:
+    """Reads GPUs through an initialised pynvml."""
+
+    def __init__(self, nvml: Any, host: HostName, describe: Describe) -> None:
+        self._nvml = nvml
+        self._host = host
+        self._describe = describe
+        self._cards: dict[str, _Card] = {}
+        self._uuid_at: dict[int, str] = {}
+
+    def read(self, only: Collection[str] | None = None) -> tuple[GpuReading, ...]:
+        """All GPUs, or those with the given UUIDs. Raises DriverError when none can be asked."""
+        try:
+            count = self._nvml.nvmlDeviceGetCount()
+        except self._nvml.NVMLError as error:
+            raise DriverError(_why_no_driver(self._nvml, error)) from error
+        if count == 0:
+            raise DriverError("the NVIDIA driver lists no GPU")
+        return tuple(reading for index in range(count) for reading in self._at(index, only))
+
+    def _at(self, index: int, only: Collection[str] | None) -> Iterator[GpuReading]:
+        try:
+            handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = _text(self._nvml.nvmlDeviceGetUUID(handle))
+            in_slices = self._is_in_mig_mode(handle, uuid)
+        except self._nvml.NVMLError as error:
+            uuid = self._uuid_at.get(index, f"unreadable-{index}")
+            if only is None or uuid in only:
+                yield self._unreadable(uuid, _Place(index, None), error)
+            return
+        self._uuid_at[index] = uuid
+        if in_slices:
+            yield from self._instances(handle, uuid, index, only)
+        elif only is None or uuid in only:
+            yield self._read_one(handle, uuid, _Place(index, None))
+
+    def _is_in_mig_mode(self, handle: Any, uuid: str) -> bool:
+        card = self._cards.setdefault(uuid, _Card("GPU"))
+        modes = self._ask(card, "mig mode", lambda: self._nvml.nvmlDeviceGetMigMode(handle))
+        return modes is not None and modes[0] == 1
+
+    def _instances(
+        self, card_handle: Any, card_uuid: str, index: int, only: Collection[str] | None
+    ) -> Iterator[GpuReading]:
+        found = False
+        for slot in range(self._nvml.nvmlDeviceGetMaxMigDeviceCount(card_handle)):
+            try:
+                handle = self._nvml.nvmlDeviceGetMigDeviceHandleByIndex(card_handle, slot)
+                uuid = _text(self._nvml.nvmlDeviceGetUUID(handle))
+            except self._nvml.NVMLError:
+                continue  # slots may be empty anywhere in between
+            found = True
+            if only is None or uuid in only:
+                yield self._read_one(handle, uuid, _Place(index, slot))
+        if not found and (only is None or card_uuid in only):
+            why = "MIG is on but has no instances"
+            key = GpuKey(self._host, GpuUuid(card_uuid))
+            yield GpuUnreadable(key, index, None, self._cards[card_uuid].name, why)
+
+    def _read_one(self, handle: Any, uuid: str, place: _Place) -> GpuReading:
+        card = self._cards.setdefault(uuid, _Card("GPU"))
+        try:
+            if card.name == "GPU":
+                card.name = _text(self._nvml.nvmlDeviceGetName(handle))
+            return self._sample(handle, uuid, place, card)
+        except self._nvml.NVMLError as error:
+            return self._unreadable(uuid, place, error)
+
+    def _unreadable(self, uuid: str, place: _Place, error: Exception) -> GpuUnreadable:
+        name = self._cards[uuid].name if uuid in self._cards else "GPU"
+        key = GpuKey(self._host, GpuUuid(uuid))
+        return GpuUnreadable(key, place.index, place.slot, name, f"the driver says: {error}")
+
+    def _sample(self, handle: Any, uuid: str, place: _Place, card: _Card) -> GpuSample:
+        processes = self._processes(handle, card)
+        total, used, free = self._memory(handle, card, processes)
+        rates = self._ask(
+            card, "utilisation", lambda: self._nvml.nvmlDeviceGetUtilizationRates(handle)
+        )
+        return GpuSample(
+            key=GpuKey(self._host, GpuUuid(uuid)),
+            index=place.index,
+            slot=place.slot,
+            name=card.name,
+            memory_total_bytes=total,
+            memory_used_bytes=used,
+            memory_free_bytes=free,
+            utilization_percent=None if rates is None else int(rates.gpu),
+            utilization_history=self._history(handle, card),
+            compute_mode=self._compute_mode(handle, card),
+            ailment=self._ailment(handle, card),
+            processes=processes,
+        )
+
+    def _ask(self, card: _Card, name: str, question: Callable[[], T]) -> T | None:
+        """The answer, or None where the driver will never give one for this GPU."""
+        if name in card.unsupported:
+            return None
+        try:
+            return question()
+        except self._nvml.NVMLError as error:
+            if error.value not in self._never():
+                raise
+            card.unsupported.add(name)
+            return None
+
+    def _never(self) -> tuple[int, int]:
+        return (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+    def _memory(
+        self, handle: Any, card: _Card, processes: Iterable[GpuProcess]
+    ) -> tuple[int, int, int]:
+        """Total, used without what the driver reserves for itself, and free, in bytes."""
+        nvml = self._nvml
+        memory = self._ask(
+            card,
+            "memory v2",
+            lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2),
+        ) or self._ask(card, "memory", lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+        if memory is not None and memory.total:
+            return int(memory.total), int(memory.used), int(memory.free)
+        # GB10 and the like share the system's memory and report none of their own
+        import psutil
+
+        system = psutil.virtual_memory()
+        used = sum(process.memory_bytes or 0 for process in processes)
+        return system.total, used, system.available
+
+    def _processes(self, handle: Any, card: _Card) -> tuple[GpuProcess, ...]:
+        found: dict[int, tuple[Kind, int | None]] = {}
+        for kind, name in (
+            ("graphics", "Graphics"),
+            ("compute", "MPSCompute"),
+            ("compute", "Compute"),
+        ):
+            for process in self._list(handle, card, name):
+                found[process.pid] = (kind, process.usedGpuMemory)  # type: ignore[assignment]
+        return tuple(self._describe(pid, *found[pid]) for pid in sorted(found))
+
+    def _list(self, handle: Any, card: _Card, name: str) -> list[Any]:
+        question = f"nvmlDeviceGet{name}RunningProcesses"
+        for function in (question, f"{question}_v2"):
+            if (list_processes := getattr(self._nvml, function, None)) is None:
+                continue
+            answer = self._ask(card, function, partial(self._race, list_processes, handle))
+            if answer is not None:
+                return answer
+        return []
+
+    def _race(self, list_processes: Callable[[Any], list[Any]], handle: Any) -> list[Any]:
+        """Processes may start between the driver's saying how many there are and listing them."""
+        for _ in range(_RACE_RETRIES):
+            try:
+                return list_processes(handle)
+            except self._nvml.NVMLError_InsufficientSize:
+                continue
+            except self._nvml.NVMLLibraryMismatchError as error:  # which is no NVMLError
+                raise self._nvml.NVMLError(self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND) from error
+        return list_processes(handle)
+
+    def _history(self, handle: Any, card: _Card) -> tuple[UtilizationPoint, ...] | None:
+        nvml = self._nvml
+
+        def ask() -> list[Any]:
+            try:
+                _, entries = nvml.nvmlDeviceGetSamples(
+                    handle, nvml.NVML_GPU_UTILIZATION_SAMPLES, card.history_seen
+                )
+            except nvml.NVMLError_NotFound:
+                return []
+            return [entry for entry in entries if entry.timeStamp]
+
+        entries = self._ask(card, "history", ask)
+        if entries is None:
+            return None
+        if not entries:
+            return ()
+        newest = max(entry.timeStamp for entry in entries)
+        card.history_seen = newest
+        # Microseconds since 1970 with every driver seen; should that change, they still count from
+        # the newest one.
+        age = time.time() - newest / 1e6
+        age = age if 0 <= age < 3600 else 0.0
+        if age > _FRESH_HISTORY_SECONDS:
+            return ()
+        return tuple(
+            UtilizationPoint(age + (newest - entry.timeStamp) / 1e6, int(entry.sampleValue.uiVal))
+            for entry in entries
+        )
+
+    def _compute_mode(self, handle: Any, card: _Card) -> ComputeMode:
+        mode = self._ask(card, "mode", lambda: self._nvml.nvmlDeviceGetComputeMode(handle))
+        return _COMPUTE_MODES.get(mode or 0, "default")
+
+    def _ailment(self, handle: Any, card: _Card) -> str | None:
+        now = time.monotonic()
+        if now >= card.health_due_at:
+            card.health_due_at = now + _HEALTH_EVERY_SECONDS
+            card.ailment = self._recovery(handle, card) or self._remapping(handle, card)
+        return card.ailment
+
+    def _recovery(self, handle: Any, card: _Card) -> str | None:
+        values = self._ask(
+            card,
+            "recovery",
+            lambda: self._nvml.nvmlDeviceGetFieldValues(handle, [_RECOVERY_ACTION_FIELD]),
+        )
+        if not values or values[0].nvmlReturn != 0 or values[0].value.uiVal == 0:
+            return None
+        action = values[0].value.uiVal
+        return f"the driver wants {_RECOVERY_ACTIONS.get(action, f'recovery action {action}')}"
+
+    def _remapping(self, handle: Any, card: _Card) -> str | None:
+        rows = self._ask(
+            card, "remapped rows", lambda: self._nvml.nvmlDeviceGetRemappedRows(handle)
+        )
+        return "its memory failed and could not be remapped" if rows and rows[3] else None
+
+
+def _text(value: str | bytes) -> str:
+    """Older bindings return bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -1,0 +1,221 @@
+"""Where the output of jobs goes: to a log file each, to our own stdout with a tag, or untouched."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smartsched.core.actions import Launch
+from smartsched.core.model import JobId, RunKey
+from smartsched.errors import UsageError
+from smartsched.ports import FdWatcher
+
+_READ_BYTES = 1 << 16
+_LONGEST_LINE_BYTES = 1 << 20
+# What poll() promises: a pipe that is writable takes this much without blocking (POSIX PIPE_BUF).
+_WRITE_BYTES = 4096
+_MOST_UNWRITTEN_BYTES = 1 << 20
+_TAIL_BYTES = 1 << 16
+
+
+def log_name(job: JobId) -> str:
+    """0001.log; longer numbers get a letter for each further digit, so that names still sort."""
+    digits = f"{job:04d}"
+    longer_by = len(digits) - 4
+    return f"{chr(ord('a') + longer_by - 1) if longer_by else ''}{digits}.log"
+
+
+def tail(path: str, lines: int) -> list[str]:
+    """The last lines of a log, as text that may hold anything. Empty where it cannot be read."""
+    try:
+        with open(path, "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
+            data = log.read(_TAIL_BYTES)
+    except OSError:
+        return []
+    texts = [_as_seen(line) for line in data.rstrip().split(b"\n")]
+    return [text.decode("utf-8", "surrogateescape") for text in texts if text][-lines:]
+
+
+def _as_seen(line: bytes | bytearray) -> bytes:
+    """What a terminal would show of it: progress bars overwrite what stands before."""
+    return bytes(line.rstrip(b"\r").rpartition(b"\r")[2])
+
+
+class LogFiles:
+    """An Output: one file a job, in a folder that is made for the first one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"cannot make {error.filename} for the jobs' logs: {error.strerror};"
+                " name another place with --logs DIR"
+            ) from error
+
+    def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        return [
+            (os.POSIX_SPAWN_OPEN, 1, self.path(run), flags, 0o666),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+
+    def opened(self, run: RunKey, *, started: bool) -> None: ...
+
+    def closed(self, run: RunKey) -> None: ...
+
+    def path(self, run: RunKey) -> str:
+        return str(self._folder / log_name(run.job))
+
+    def close(self) -> None:
+        """Leave no empty folders where nothing ran."""
+        for folder in (self._folder, self._folder.parent):
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+
+class Untouched:
+    """An Output: jobs write to our own stdout and stderr."""
+
+    def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
+        return []
+
+    def opened(self, run: RunKey, *, started: bool) -> None: ...
+
+    def closed(self, run: RunKey) -> None: ...
+
+    def path(self, run: RunKey) -> None:
+        return None
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Stream:
+    read_fd: int
+    write_fd: int  # the run's end; ours to close once the run has it
+    tag: bytes
+    pending: bytearray = field(default_factory=bytearray)
+
+
+class Tagged:
+    """An Output: every line of every job on one descriptor, whole, behind the job and its GPU.
+
+    A reader who is slow (a pager) slows the jobs, as any pipe would, and never this process.
+    """
+
+    def __init__(self, fds: FdWatcher, fd: int, when_gone: Callable[[], None]) -> None:
+        """`when_gone` is called when nobody reads `fd` any more."""
+        self._fds = fds
+        self._fd = fd
+        self._when_gone = when_gone
+        self._streams: dict[RunKey, _Stream] = {}
+        self._unwritten = bytearray()
+        self._paused = False
+        self._gone = False
+
+    def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
+        read_fd, write_fd = os.pipe()
+        os.set_blocking(read_fd, False)
+        tag = f"[{run.job} gpu {launch.placement.labels}] ".encode()
+        self._streams[run] = _Stream(read_fd, write_fd, tag)
+        return [(os.POSIX_SPAWN_DUP2, write_fd, 1), (os.POSIX_SPAWN_DUP2, write_fd, 2)]
+
+    def opened(self, run: RunKey, *, started: bool) -> None:
+        stream = self._streams.get(run)
+        if stream is None:
+            return
+        os.close(stream.write_fd)
+        if not started:
+            os.close(self._streams.pop(run).read_fd)
+        elif not self._paused:
+            self._listen(stream)
+
+    def closed(self, run: RunKey) -> None:
+        stream = self._streams.pop(run, None)
+        if stream is None:
+            return
+        self._fds.forget(stream.read_fd)
+        while self._read(stream):
+            pass
+        if stream.pending:
+            self._emit(stream, [bytes(stream.pending)])
+        os.close(stream.read_fd)
+
+    def path(self, run: RunKey) -> None:
+        return None
+
+    def close(self) -> None:
+        """Write what is left, waiting for the reader."""
+        self._fds.forget(self._fd) if self._unwritten else None
+        try:
+            while self._unwritten and not self._gone:
+                del self._unwritten[: os.write(self._fd, self._unwritten)]
+        except OSError:
+            self._unwritten.clear()
+
+    def _listen(self, stream: _Stream) -> None:
+        self._fds.watch(stream.read_fd, lambda: self._on_readable(stream))
+
+    def _on_readable(self, stream: _Stream) -> None:
+        if not self._read(stream):
+            self._fds.forget(stream.read_fd)
+
+    def _read(self, stream: _Stream) -> bool:
+        """Whether there may be more to come."""
+        try:
+            data = os.read(stream.read_fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        stream.pending += data
+        *lines, rest = stream.pending.split(b"\n")
+        if b"\r" in rest:
+            rest = rest[rest.rindex(b"\r") :]
+        if len(rest) > _LONGEST_LINE_BYTES:
+            lines, rest = [*lines, rest], bytearray()
+        stream.pending = rest
+        self._emit(stream, lines)
+        return bool(data)
+
+    def _emit(self, stream: _Stream, lines: list[Any]) -> None:
+        for line in lines:
+            self._unwritten += stream.tag + _as_seen(line) + b"\n"
+        self._write()
+
+    def _write(self) -> None:
+        if self._gone:
+            self._unwritten.clear()
+        if not self._unwritten:
+            return
+        try:
+            self._fds.watch(self._fd, self._on_writable, writable=True)
+        except PermissionError:  # a plain file: always writable, and epoll knows no such thing
+            self._write_some(len(self._unwritten))
+        if len(self._unwritten) > _MOST_UNWRITTEN_BYTES and not self._paused:
+            self._paused = True
+            for stream in self._streams.values():
+                self._fds.forget(stream.read_fd)
+
+    def _on_writable(self) -> None:
+        self._write_some(_WRITE_BYTES)
+        if not self._unwritten:
+            self._fds.forget(self._fd)
+        if self._paused and len(self._unwritten) < _MOST_UNWRITTEN_BYTES / 2:
+            self._paused = False
+            for stream in self._streams.values():
+                self._listen(stream)
+
+    def _write_some(self, most: int) -> None:
+        try:
+            del self._unwritten[: os.write(self._fd, self._unwritten[:most])]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._gone = True
+            self._unwritten.clear()
+            self._when_gone()

@@ -1,0 +1,221 @@
+"""The dispatcher's side of the sampler: a child process, a pipe to it, and a deadline.
+
+The child alone talks to the driver (it may hang, die or be of yesterday's version). It writes one
+snapshot a line on its interval, and at once when a line with the UUIDs to read arrives on its
+stdin. Late or broken means that nothing is known; the child is replaced, never joined by another.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from smartsched.core import codec, words
+from smartsched.core.model import (
+    GpuKey,
+    HostName,
+    Observation,
+    SamplerTrouble,
+    Snapshot,
+    Timestamp,
+)
+from smartsched.errors import BadSnapshotError
+from smartsched.ports import FdWatcher
+
+_READ_BYTES = 1 << 16
+_LONGEST_LINE_BYTES = 16 << 20
+_STDERR_KEPT_BYTES = 4096
+_FIRST_BACKOFF_SECONDS = 0.5
+_LONGEST_BACKOFF_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class _Child:
+    pid: int
+    requests_fd: int
+    lines_fd: int
+    errors_fd: int
+    heard_at: Timestamp
+    pending: bytearray = field(default_factory=bytearray)
+    errors: bytearray = field(default_factory=bytearray)
+    asked: dict[GpuKey, Timestamp] = field(default_factory=dict)
+    doomed: bool = False  # killed; its end is awaited, since a hung driver call may delay it
+
+
+class Sampler:
+    """A GpuSource. `argv` is the command of the child."""
+
+    def __init__(
+        self,
+        fds: FdWatcher,
+        argv: Sequence[str],
+        host: HostName,
+        *,
+        at_monotonic: Callable[[float], Timestamp],
+        patience_seconds: float,
+        now: Timestamp,
+    ) -> None:
+        self._fds = fds
+        self._argv = list(argv)
+        self._host = host
+        self._at_monotonic = at_monotonic
+        self._patience = patience_seconds
+        self._observations: list[Observation] = []
+        self._child: _Child | None = None
+        self._restart_at: Timestamp = now
+        self._backoff = _FIRST_BACKOFF_SECONDS
+        self._now = now
+        self._start()
+
+    def take(self, now: Timestamp) -> Sequence[Observation]:
+        self._now = now
+        child = self._child
+        if child is None and now >= self._restart_at:
+            self._start()
+        elif child is not None and not child.doomed and now - child.heard_at > self._patience:
+            waited = words.duration(now - child.heard_at)
+            self._give_up_on(child, f"the driver has not answered for {waited}")
+        observations, self._observations = self._observations, []
+        return observations
+
+    def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None:
+        child = self._child
+        if child is None or child.doomed:
+            return  # the next child's first line answers
+        due = [gpu for gpu, after in gpus if child.asked.get(gpu, float("-inf")) < after]
+        if not due:
+            return
+        try:
+            os.write(child.requests_fd, json.dumps([gpu.uuid for gpu in due]).encode() + b"\n")
+        except OSError:
+            return  # it is dying or hanging; either is noticed elsewhere
+        child.asked.update(dict.fromkeys(due, now))
+
+    def wake_at(self) -> Timestamp:
+        child = self._child
+        if child is None:
+            return self._restart_at
+        return float("inf") if child.doomed else child.heard_at + self._patience + 0.01
+
+    def pids(self) -> list[int]:
+        """The child, if there is one."""
+        return [] if self._child is None else [self._child.pid]
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._kill(self._child)
+            self._let_go(self._child)
+
+    def _start(self) -> None:
+        requests, requests_fd = os.pipe()
+        lines_fd, lines = os.pipe()
+        errors_fd, errors = os.pipe()
+        try:
+            pid = os.posix_spawn(
+                self._argv[0],
+                self._argv,
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, requests, 0),
+                    (os.POSIX_SPAWN_DUP2, lines, 1),
+                    (os.POSIX_SPAWN_DUP2, errors, 2),
+                ],
+                setsid=True,  # a Ctrl-C in the terminal is not meant for it
+                setsigmask=[],
+                setsigdef=[signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM],
+            )
+        finally:
+            for fd in (requests, lines, errors):
+                os.close(fd)
+        for fd in (requests_fd, lines_fd, errors_fd):
+            os.set_blocking(fd, False)
+        self._child = _Child(pid, requests_fd, lines_fd, errors_fd, heard_at=self._now)
+        self._fds.watch(lines_fd, self._read_lines)
+        self._fds.watch(errors_fd, self._read_errors)
+
+    def _read_lines(self) -> None:
+        child = self._child
+        assert child is not None
+        data = _read(child.lines_fd)
+        if data is None:
+            return
+        if not data:
+            self._bury(child)
+            return
+        child.pending += data
+        *lines, rest = child.pending.split(b"\n")
+        child.pending = rest
+        try:
+            for line in lines:
+                self._hear(child, bytes(line))
+            _check_length(rest)
+        except BadSnapshotError as error:
+            self._give_up_on(child, f"the sampler said something unreadable: {error}")
+
+    def _hear(self, child: _Child, line: bytes) -> None:
+        if child.doomed:
+            return
+        fields = codec.parse(line)
+        taken_at = self._at_monotonic(codec.monotonic_seconds(fields))
+        observation = codec.decode(fields, taken_at=taken_at)
+        self._observations.append(observation)
+        if isinstance(observation, Snapshot):
+            self._backoff = _FIRST_BACKOFF_SECONDS
+            child.heard_at = max(child.heard_at, taken_at)
+            for gpu in observation.gpus:
+                if child.asked.get(gpu.key, float("inf")) <= taken_at:
+                    del child.asked[gpu.key]
+        else:
+            child.errors.clear()
+            child.errors += observation.why.encode("utf-8", "replace")
+
+    def _read_errors(self) -> None:
+        child = self._child
+        assert child is not None
+        data = _read(child.errors_fd)
+        if data == b"":
+            self._fds.forget(child.errors_fd)
+        elif data is not None:
+            child.errors += data
+            del child.errors[:-_STDERR_KEPT_BYTES]
+
+    def _give_up_on(self, child: _Child, why: str) -> None:
+        self._observations.append(SamplerTrouble(self._host, why))
+        self._kill(child)
+        child.doomed = True
+
+    def _bury(self, child: _Child) -> None:
+        """Its output has ended: it is dead, or as good as. Another one follows after a while."""
+        if not child.doomed:
+            self._read_errors()
+            last_words = child.errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            why = last_words or "the sampler process ended unexpectedly"
+            self._observations.append(SamplerTrouble(self._host, why))
+        self._let_go(child)
+        self._child = None
+        self._restart_at = self._now + self._backoff
+        self._backoff = min(self._backoff * 2, _LONGEST_BACKOFF_SECONDS)
+
+    def _kill(self, child: _Child) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+
+    def _let_go(self, child: _Child) -> None:
+        for fd in (child.requests_fd, child.lines_fd, child.errors_fd):
+            self._fds.forget(fd)
+            os.close(fd)
+
+
+def _check_length(line: bytearray) -> None:
+    if len(line) > _LONGEST_LINE_BYTES:
+        raise BadSnapshotError("a line without end")
+
+
+def _read(fd: int) -> bytes | None:
+    """What is there; b"" at the end; None when there is nothing yet."""
+    try:
+        return os.read(fd, _READ_BYTES)
+    except BlockingIOError:
+        return None

@@ -1,0 +1,239 @@
+"""What is drawn with rich: the live view of a run, and the table of --dry-run.
+
+Imported only when shown. Nothing that others wrote (commands, names) is taken for markup.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from smartsched.core import words
+from smartsched.core.decide import why_none_is_free
+from smartsched.core.freeness import describe
+from smartsched.core.model import GpuProcess, Run, Running, Stopping, Timestamp
+from smartsched.core.state import Closing, State
+from smartsched.core.survey import GpuRow, Survey, gpu_rows
+
+_STYLES = {"FREE": "green", "BUSY": "red", "UNKNOWN": "yellow", "OURS": "cyan"}
+_TONES = {"plain": "", "good": "green", "bad": "red", "notice": "yellow"}
+_SHORTEST_REFRESH_SECONDS = 0.2
+_ELAPSED_EVERY_SECONDS = 1.0
+_WIDTH_WHERE_UNKNOWN = 160
+
+
+def print_survey(found: Survey, notes: Sequence[str], *, color: bool) -> None:
+    """The whole of --dry-run, on stdout. A pipe gets full lines, a terminal gets what fits."""
+    console = _console(sys.stdout, color=color)
+    console.print(_survey_table(found.rows))
+    for note in notes:
+        console.print(Text(f"note: {note}", "yellow"))
+    for job, placement in found.starts:
+        command = words.shortened(words.printable(job.spec.command), 100)
+        console.print(Text(f"would start on GPU {placement.labels}: {command}"))
+    if found.waits:
+        waiting = words.count(len(found.waits), "command")
+        console.print(Text(f"would wait: {waiting}, the first of them"))
+        first = words.shortened(words.printable(found.waits[0].spec.command), 100)
+        console.print(Text(f"  {first}"))
+        console.print(Text(f"  because {found.waits_because}"))
+
+
+def _console(stream: TextIO, *, color: bool) -> Console:
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else _WIDTH_WHERE_UNKNOWN,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+
+
+def _survey_table(rows: Sequence[GpuRow]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("GPU", justify="right")
+    table.add_column("name", overflow="fold")
+    table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("util", justify="right", no_wrap=True)
+    table.add_column("verdict")
+    table.add_column("why, and who uses it", overflow="fold", ratio=1)
+    for row in rows:
+        table.add_row(
+            row.label,
+            Text(words.printable(row.name)),
+            _memory(row),
+            _utilization(row),
+            Text(row.word, _STYLES[row.word]),
+            _details(row),
+        )
+    return table
+
+
+def _details(row: GpuRow) -> Text:
+    lines = [Text(words.printable(reason)) for reason in row.reasons]
+    named = " ".join(row.reasons)
+    for process in row.processes:
+        text = _user_of(process)
+        if describe(process) not in named:
+            lines.append(Text(text, "dim"))
+    return Text("\n").join(lines)
+
+
+def _user_of(process: GpuProcess) -> str:
+    kind = "" if process.kind == "compute" else f", {process.kind}"
+    return f"{describe(process)} (pid {process.pid}{kind})"
+
+
+def _memory(row: GpuRow) -> str:
+    if row.memory_used_bytes is None or row.memory_total_bytes is None:
+        return "?"
+    return f"{words.size(row.memory_used_bytes)} / {words.size(row.memory_total_bytes)}"
+
+
+def _utilization(row: GpuRow) -> str:
+    if row.utilization_mean_percent is None:
+        return "-"
+    mean, most = round(row.utilization_mean_percent), row.utilization_max_percent
+    return f"{mean}%" if mean == most else f"{mean}% ≤{most}%"
+
+
+class LiveView:
+    """A View that is redrawn in place on stderr, with lines scrolling by above it."""
+
+    def __init__(self, *, color: bool, expected_commands: int | None) -> None:
+        """`expected_commands`: how long the list is, roughly; None: nobody knows."""
+        self._console = _console(sys.stderr, color=color)
+        self._live = Live(
+            console=self._console, auto_refresh=False, transient=True, redirect_stdout=False
+        )
+        self._expected = expected_commands
+        self._began: Timestamp | None = None
+        self._drawn_at: Timestamp = float("-inf")
+        self._draw_at: Timestamp = float("inf")
+        self._live.start()
+
+    def line(
+        self, at: Timestamp, text: str, tone: Literal["plain", "good", "bad", "notice"]
+    ) -> None:
+        stamp = time.strftime("%H:%M:%S ", time.localtime(at))
+        self._guarded(lambda: self._console.print(Text(stamp, "dim") + Text(text, _TONES[tone])))
+
+    def refresh(self, state: State, now: Timestamp) -> None:
+        if self._began is None:
+            self._began = now
+        due = self._drawn_at + _SHORTEST_REFRESH_SECONDS
+        if now < due:
+            self._draw_at = due
+            return
+        self._drawn_at, self._draw_at = now, now + _ELAPSED_EVERY_SECONDS
+        picture = self._picture(state, now)
+        self._guarded(lambda: self._live.update(picture, refresh=True))
+
+    def wake_at(self) -> Timestamp:
+        return self._draw_at
+
+    def close(self) -> None:
+        self._guarded(self._live.stop)
+
+    def _guarded(self, draw: Callable[[], None]) -> None:
+        try:
+            draw()
+        except OSError:  # the terminal is gone; the jobs are not concerned
+            self._draw_at = float("inf")
+
+    def _picture(self, state: State, now: Timestamp) -> Group:
+        lines = self._console.size.height - 4
+        table = _live_table(state, now, max(lines, 3))
+        parts: list[Table | Text] = [table, self._counts(state, now)]
+        if state.queue and not state.runs:
+            why = why_none_is_free(state, now)
+            if why:
+                parts.append(
+                    Text(words.shortened(f"waiting: {why}", 4 * self._console.width), "yellow")
+                )
+        return Group(*parts)
+
+    def _counts(self, state: State, now: Timestamp) -> Text:
+        totals = state.totals
+        began = self._began if self._began is not None else now
+        of_all = f" of {self._expected:,}" if self._expected and state.input_open else ""
+        parts = [
+            f"{totals.ok:,} done{of_all}",
+            f"{len(state.runs):,} running",
+            f"{len(state.queue):,}{'+' if state.input_open else ''} waiting",
+        ]
+        text = Text(" · ".join(parts))
+        if totals.failed + totals.rejected:
+            text += Text(f" · {totals.failed + totals.rejected:,} failed", "bold red")
+        text += Text(f" · {words.duration(now - began)}")
+        if (eta := self._eta_seconds(state, now)) is not None:
+            text += Text(f" · about {words.duration(eta)} to go")
+        if state.closing is not Closing.NO:
+            text += Text(
+                " · " + ("draining" if state.closing is Closing.DRAIN else "stopping"),
+                "bold yellow",
+            )
+        return text
+
+    def _eta_seconds(self, state: State, now: Timestamp) -> float | None:
+        """By the mean of what has finished, at the present number of runs."""
+        totals = state.totals
+        if not totals.finished or not state.runs:
+            return None
+        mean = totals.gpu_seconds / totals.finished
+        left = [max(mean - (now - run.status.since), 0.0) for run in state.runs.values()]
+        waiting = len(state.queue)
+        if state.closing is not Closing.NO:
+            waiting = 0
+        elif state.input_open:
+            if self._expected is None:
+                return None
+            waiting = max(self._expected - totals.finished - len(state.runs), waiting)
+        return (waiting * mean + sum(left)) / len(state.runs)
+
+
+def _live_table(state: State, now: Timestamp, most_rows: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+    table.add_column("GPU", justify="right", no_wrap=True)
+    table.add_column("others' memory", justify="right", no_wrap=True)
+    table.add_column("util", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("job, or why not", no_wrap=True, overflow="ellipsis", ratio=1)
+    rows = gpu_rows(state, now)
+    for row in rows[:most_rows]:
+        hold = state.holds.get(row.key)
+        run = state.runs.get(hold.run) if hold is not None else None
+        table.add_row(
+            row.label,
+            _others(row),
+            _utilization(row),
+            Text(row.word, _STYLES[row.word]),
+            _doing(run, row, now),
+        )
+    if len(rows) > most_rows:
+        table.add_row("", "", "", "", Text(f"and {len(rows) - most_rows} more GPUs", "dim"))
+    return table
+
+
+def _others(row: GpuRow) -> str:
+    if row.strangers_memory_bytes is None or row.memory_total_bytes is None:
+        return "?"
+    used, total = row.strangers_memory_bytes, row.memory_total_bytes
+    return f"{words.size(used)} / {words.size(total)}"
+
+
+def _doing(run: Run | None, row: GpuRow, now: Timestamp) -> Text:
+    match run:
+        case Run(key=key, job=job, status=Running() | Stopping() as status):
+            since = status.since if isinstance(status, Running) else status.started_at
+            command = words.shortened(words.printable(job.spec.command), 200)
+            return Text(f"job {key.job}  {words.duration(now - since)}  {command}", "cyan")
+        case _:
+            return Text(words.printable("; ".join(row.reasons)), "dim")
