@@ -40,3 +40,6 @@ soak: $(INSTALLED)  ## the long tests
 
 gpu: $(INSTALLED)  ## the tests that need a real NVIDIA GPU and torch
 	$(PYTEST) -m gpu
+
+bench: $(INSTALLED)  ## what performance claims are measured with
+	$(BIN)/python tests/benchmarks/dispatch.py

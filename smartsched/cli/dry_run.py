@@ -8,7 +8,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 
-from smartsched.cli.wiring import first_snapshot, new_run_name, start_sampler
+from smartsched.cli.wiring import check_source, first_snapshot, new_run_name, start_sampler
 from smartsched.config import Config, configure
 from smartsched.core import words
 from smartsched.core.events import JobAccepted
@@ -32,6 +32,7 @@ def main(args: argparse.Namespace) -> int:
     clock = SteadyClock()
     waiter = Waiter(clock)
     config = configure(args, new_run_name())
+    check_source(args)
     sampler = start_sampler(
         waiter, clock, config.sampler_arguments, config.policy.stale_after_seconds
     )

@@ -76,6 +76,8 @@ def _as_bytes_see_it(text: str) -> str:
 
 def _join_gpu_ids(words: list[str]) -> list[str]:
     """`--gpus 0 1 2 FILE` -> `--gpus 0,1,2 FILE`: an option of many values would eat the file."""
+    if not {"--gpus", "--exclude"}.intersection(words):
+        return words
     from smartsched.core.selection import looks_like_ids
 
     joined: list[str] = []

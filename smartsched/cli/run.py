@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from smartsched.cli.wiring import first_snapshot, new_run_name, start_sampler
+from smartsched.cli.wiring import check_source, first_snapshot, new_run_name, start_sampler
 from smartsched.config import Config, configure
 from smartsched.core.model import Exited, Killed, NotStarted
 from smartsched.core.state import Closing, State, see
@@ -38,6 +38,7 @@ def main(args: argparse.Namespace) -> int:
     clock = SteadyClock()
     run_name = new_run_name()
     config = configure(args, run_name)
+    check_source(args)
     with ExitStack() as stack:
         inputs = _open_inputs(config)
         if config.working_directory is not None:

@@ -1,5 +1,6 @@
 """How the edges are put together: what --dry-run and a run have in common."""
 
+import argparse
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from smartsched.edges.waiter import Waiter
 from smartsched.errors import DriverError
 
 _CHILD = "import sys; from smartsched.cli import main; sys.exit(main())"
+_SAY_THAT_WE_WAIT_AFTER_SECONDS = 3.0
 _ADVICE = "; to try smartsched without a GPU, add --simulate 4"
 
 
@@ -23,6 +25,18 @@ def new_run_name() -> str:
 
 def this_host() -> HostName:
     return HostName(os.uname().nodename)
+
+
+def check_source(args: argparse.Namespace) -> None:
+    """What the sampler child would refuse, refused before anything is started."""
+    if args.simulate is not None:
+        from smartsched.simulation.colleagues import parse_simulation
+
+        parse_simulation(args.simulate)
+    if args.replay is not None:
+        from smartsched.edges.recording import Recording
+
+        Recording(args.replay).close()
 
 
 def start_sampler(
@@ -48,12 +62,16 @@ def first_snapshot(
     Raises DriverError when the driver says that it cannot be asked or does not answer in time, and
     UsageError for GPUs that are not there.
     """
+    say_at = clock.now() + _SAY_THAT_WE_WAIT_AFTER_SECONDS
     while True:
         for observation in sampler.take(clock.now()):
             match observation:
                 case SamplerTrouble(why=why):
-                    raise DriverError(why + _ADVICE)
+                    raise DriverError(why + (_ADVICE if "NVIDIA" in why else ""))
                 case Snapshot():
                     selection.check(observation.gpus)
                     return observation
-        waiter.wait(sampler.wake_at())
+        waiter.wait(min(sampler.wake_at(), say_at))
+        if clock.now() >= say_at:
+            say_at = float("inf")
+            print("smartsched: waiting for the driver to answer", file=sys.stderr)

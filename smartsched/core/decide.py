@@ -195,9 +195,12 @@ def withheld_because(state: State, key: GpuKey, now: Timestamp) -> str | None:
 def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
     """Why nothing can be started on this GPU now; "" if something can."""
     hold = state.holds.get(key)
-    if hold is not None:
+    verdict_now = current_verdict(state, watch, now)
+    if hold is not None and hold.cleared_at is None:
         return withheld_because(state, key, now) or f"runs job {hold.run.job}"
-    match current_verdict(state, watch, now):
+    if hold is not None and not isinstance(verdict_now, Unknown):
+        return withheld_because(state, key, now) or ""
+    match verdict_now:
         case Busy(breaches):
             return "; ".join(breach.words(watch.taken_at) for breach in breaches)
         case Unknown(why):

@@ -1,5 +1,6 @@
 """Tells people what happens: the wording of every line, wherever the lines go."""
 
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ _TAIL_LINES = 5
 _MOST_FAILURES_LISTED = 20
 _SAY_WHY_WAITING_AFTER_SECONDS = 2.0
 _SAY_WHY_WAITING_AGAIN_SECONDS = 60.0
+_SAY_WHAT_IS_NEW_AFTER_SECONDS = 10.0
+_DIGITS = re.compile(r"[\d.]+")
 
 
 class View(Protocol):
@@ -85,6 +88,7 @@ class Narrator:
         self._waiting_since: Timestamp | None = None
         self._said_why_at: Timestamp = float("-inf")
         self._say_why_at: Timestamp = float("inf")
+        self._said_kind = ""
         self._verdicts: dict[str, str] = {}
 
     def recorded(  # noqa: C901  # a table: one case an event
@@ -211,8 +215,15 @@ class Narrator:
                 now + _SAY_WHY_WAITING_AFTER_SECONDS,
                 self._said_why_at + _SAY_WHY_WAITING_AGAIN_SECONDS,
             )
+            return
+        if now < self._waiting_since + _SAY_WHY_WAITING_AFTER_SECONDS:
+            return
+        kind = _DIGITS.sub("", why)
+        if kind != self._said_kind:  # something else than a number has changed
+            soon = self._said_why_at + _SAY_WHAT_IS_NEW_AFTER_SECONDS
+            self._say_why_at = min(self._say_why_at, max(now, soon))
         if now >= self._say_why_at:
-            self._said_why_at = now
+            self._said_why_at, self._said_kind = now, kind
             self._say_why_at = now + _SAY_WHY_WAITING_AGAIN_SECONDS
             self._say(now, f"waiting: {why}", "notice")
 

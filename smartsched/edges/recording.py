@@ -41,6 +41,9 @@ class Recording:
         gpus = tuple(gpu for gpu in observation.gpus if gpu.key.uuid in only)
         return replace(observation, gpus=gpus, whole=False)
 
+    def close(self) -> None:
+        self._lines.close()
+
     def _next(self) -> codec.Fields | None:
         """The next whole snapshot or trouble; answers to requests hold only a part."""
         for line in self._lines:

@@ -28,6 +28,8 @@ _READ_BYTES = 1 << 16
 _LONGEST_LINE_BYTES = 16 << 20
 _STDERR_KEPT_BYTES = 4096
 _FIRST_BACKOFF_SECONDS = 0.5
+# Without the persistence daemon the driver sets up every card first: seconds each on large boxes.
+FIRST_LINE_PATIENCE_SECONDS = 30.0
 _LONGEST_BACKOFF_SECONDS = 10.0
 
 
@@ -38,6 +40,7 @@ class _Child:
     lines_fd: int
     errors_fd: int
     heard_at: Timestamp
+    patience: float
     pending: bytearray = field(default_factory=bytearray)
     errors: bytearray = field(default_factory=bytearray)
     asked: dict[GpuKey, Timestamp] = field(default_factory=dict)
@@ -55,13 +58,16 @@ class Sampler:
         *,
         at_monotonic: Callable[[float], Timestamp],
         patience_seconds: float,
+        first_patience_seconds: float = FIRST_LINE_PATIENCE_SECONDS,
         now: Timestamp,
     ) -> None:
+        """Patience: how long it may be silent; first: until it has said anything at all."""
         self._fds = fds
         self._argv = list(argv)
         self._host = host
         self._at_monotonic = at_monotonic
         self._patience = patience_seconds
+        self._first_patience = max(first_patience_seconds, patience_seconds)
         self._observations: list[Observation] = []
         self._child: _Child | None = None
         self._restart_at: Timestamp = now
@@ -74,7 +80,7 @@ class Sampler:
         child = self._child
         if child is None and now >= self._restart_at:
             self._start()
-        elif child is not None and not child.doomed and now - child.heard_at > self._patience:
+        elif child is not None and not child.doomed and now - child.heard_at > child.patience:
             waited = words.duration(now - child.heard_at)
             self._give_up_on(child, f"the driver has not answered for {waited}")
         observations, self._observations = self._observations, []
@@ -97,7 +103,7 @@ class Sampler:
         child = self._child
         if child is None:
             return self._restart_at
-        return float("inf") if child.doomed else child.heard_at + self._patience + 0.01
+        return float("inf") if child.doomed else child.heard_at + child.patience + 0.01
 
     def pids(self) -> list[int]:
         """The child, if there is one."""
@@ -131,7 +137,9 @@ class Sampler:
                 os.close(fd)
         for fd in (requests_fd, lines_fd, errors_fd):
             os.set_blocking(fd, False)
-        self._child = _Child(pid, requests_fd, lines_fd, errors_fd, heard_at=self._now)
+        self._child = _Child(
+            pid, requests_fd, lines_fd, errors_fd, self._now, self._first_patience
+        )
         self._fds.watch(lines_fd, self._read_lines)
         self._fds.watch(errors_fd, self._read_errors)
 
@@ -164,12 +172,13 @@ class Sampler:
         if isinstance(observation, Snapshot):
             self._backoff = _FIRST_BACKOFF_SECONDS
             child.heard_at = max(child.heard_at, taken_at)
+            child.patience = self._patience
             for gpu in observation.gpus:
                 if child.asked.get(gpu.key, float("inf")) <= taken_at:
                     del child.asked[gpu.key]
         else:
-            child.errors.clear()
-            child.errors += observation.why.encode("utf-8", "replace")
+            self._kill(child)  # it has said its last word
+            child.doomed = True
 
     def _read_errors(self) -> None:
         child = self._child
@@ -191,6 +200,7 @@ class Sampler:
         if not child.doomed:
             self._read_errors()
             last_words = child.errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            last_words = last_words.removeprefix("smartsched: ")
             why = last_words or "the sampler process ended unexpectedly"
             self._observations.append(SamplerTrouble(self._host, why))
         self._let_go(child)

@@ -1,0 +1,77 @@
+"""What all tests share: nothing of the developer's own machine, and a driver made of C and text."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stub_nvml import StubGpu, StubMachine, build, has_compiler
+
+
+@pytest.fixture(scope="session")
+def no_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for LD_LIBRARY_PATH in which the driver's library cannot be loaded."""
+    folder = tmp_path_factory.mktemp("no-driver")
+    (folder / "libnvidia-ml.so.1").write_text("tests must not touch the real driver\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def isolated(
+    tmp_path: Path, no_driver: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """No test sees the real home, settings or driver; `gpu` tests see the driver."""
+    for name in ("home", "state", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path / "here")
+    for name in list(os.environ):
+        if name.startswith("SMARTSCHED_") or name in ("CUDA_VISIBLE_DEVICES", "NO_COLOR"):
+            monkeypatch.delenv(name)
+    if request.node.get_closest_marker("gpu") is None:
+        paths = [str(no_driver), os.environ.get("LD_LIBRARY_PATH", "")]
+        monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep.join(path for path in paths if path))
+
+
+@pytest.fixture(scope="session")
+def stub_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the folders `driver` and `old-driver`; built once, however many workers there are."""
+    if not has_compiler():
+        if os.environ.get("CI"):
+            pytest.fail("CI must have a C compiler: nothing that uses the driver is tested")
+        pytest.skip("no C compiler to build the stub of the driver with")
+    base = tmp_path_factory.getbasetemp()
+    into = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "stub-libraries"
+    into.mkdir(exist_ok=True)
+    with (into / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (into / "built").exists():
+            build(into)
+            build(into, old_driver=True)
+            (into / "built").touch()
+    return into
+
+
+@pytest.fixture
+def stub_library(stub_libraries: Path) -> Path:
+    """The folder of the stub of the driver's library."""
+    return stub_libraries / "driver"
+
+
+@pytest.fixture
+def old_stub_library(stub_libraries: Path) -> Path:
+    """Likewise, of a driver without the newer calls."""
+    return stub_libraries / "old-driver"
+
+
+@pytest.fixture
+def stub_machine(tmp_path: Path, stub_library: Path) -> Iterator[Callable[..., StubMachine]]:
+    """Makes the test's machine out of GPUs: stub_machine(StubGpu(0), StubGpu(1))."""
+
+    def make(*gpus: StubGpu) -> StubMachine:
+        return StubMachine(tmp_path / "machine", stub_library, gpus)
+
+    yield make
