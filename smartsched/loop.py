@@ -59,7 +59,7 @@ class Loop:
 
     def _accept(self, now: Timestamp) -> None:
         intake = self._world.intake
-        while room := QUEUE_WINDOW - len(self.state.queue):
+        while (room := QUEUE_WINDOW - len(self.state.queue)) > 0:
             arrived = intake.take(room)
             if not arrived:
                 break

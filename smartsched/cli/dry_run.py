@@ -37,9 +37,10 @@ def main(args: argparse.Namespace) -> int:
         waiter, clock, config.sampler_arguments, config.policy.stale_after_seconds
     )
     try:
-        state = State(config.policy)
         commands = list(_commands(config))
-        see(state, first_snapshot(sampler, waiter, clock, config.policy.selection))
+        snapshot, policy = first_snapshot(sampler, waiter, clock, config.policy)
+        state = State(policy)
+        see(state, snapshot)
         _observe_for_the_window(state, sampler, waiter, clock, config)
         for spec in commands:
             apply(state, JobAccepted(clock.now(), state.next_job(), spec))

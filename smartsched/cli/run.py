@@ -62,7 +62,7 @@ def _run(
 ) -> int:
     if config.progress:
         import smartsched.edges.screen  # noqa: F401  # takes as long as the driver takes to answer
-    snapshot = first_snapshot(sampler, waiter, clock, config.policy.selection)
+    snapshot, policy = first_snapshot(sampler, waiter, clock, config.policy)
     output = _output(config, waiter)
     stack.callback(output.close)
     scripts = ScriptFolder(config.policy.run_name)
@@ -86,9 +86,10 @@ def _run(
         single=config.command is not None,
     )
     requests = SignalRequests(waiter)
-    loop = Loop(World(clock, waiter, sampler, processes, intake, requests, narrator), config.policy)
+    loop = Loop(World(clock, waiter, sampler, processes, intake, requests, narrator), policy)
     see(loop.state, snapshot)
     state = loop.run()
+    output.close()  # what jobs said comes before what we say of them
     narrator.finish(state, clock.now())
     return exit_status(state, single=config.command is not None)
 

@@ -5,9 +5,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from smartsched.core.model import HostName, SamplerTrouble, Snapshot
-from smartsched.core.selection import Selection
+from smartsched.core.policy import Policy
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.sampler import Sampler
 from smartsched.edges.waiter import Waiter
@@ -55,9 +56,9 @@ def start_sampler(
 
 
 def first_snapshot(
-    sampler: Sampler, waiter: Waiter, clock: SteadyClock, selection: Selection
-) -> Snapshot:
-    """Wait for it, and check the user's choice of GPUs against it.
+    sampler: Sampler, waiter: Waiter, clock: SteadyClock, policy: Policy
+) -> tuple[Snapshot, Policy]:
+    """Wait for it; and the policy with the user's choice of GPUs made among those that are there.
 
     Raises DriverError when the driver says that it cannot be asked or does not answer in time, and
     UsageError for GPUs that are not there.
@@ -69,8 +70,8 @@ def first_snapshot(
                 case SamplerTrouble(why=why):
                     raise DriverError(why + (_ADVICE if "NVIDIA" in why else ""))
                 case Snapshot():
-                    selection.check(observation.gpus)
-                    return observation
+                    pinned = policy.selection.pinned(observation.gpus)
+                    return observation, replace(policy, selection=pinned)
         waiter.wait(min(sampler.wake_at(), say_at))
         if clock.now() >= say_at:
             say_at = float("inf")

@@ -181,7 +181,7 @@ def _history(fields: Fields, name: str) -> tuple[UtilizationPoint, ...]:
     points = []
     for entry in _list(fields, name):
         match entry:
-            case [int() | float() as age, int(percent)] if age >= 0 and percent >= 0:
+            case [int() | float() as age, int(percent)] if 0 <= age < 1e9 and 0 <= percent < 1e9:
                 points.append(UtilizationPoint(float(age), percent))
             case _:
                 raise BadSnapshotError(f"{name} holds {entry!r}")
@@ -205,7 +205,7 @@ def _text(fields: Fields, name: str) -> str:
 
 def _count(fields: Fields, name: str) -> int:
     value = _typed(fields, name, int)
-    if value < 0 or isinstance(value, bool):
+    if not 0 <= value < 2**63 or isinstance(value, bool):
         raise BadSnapshotError(f"{name} is {value!r}")
     return value
 

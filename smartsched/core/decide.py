@@ -33,6 +33,7 @@ from smartsched.core.strangers import Hold, memory_is_back
 
 # A process that does not even die of SIGKILL hangs in the kernel; nothing we do changes that.
 UNKILLABLE_AFTER_SECONDS = 10.0
+NONE_LEFT = "every free GPU is given to an earlier command"
 # How soon to look again for memory that has not come back: half of the time since, within bounds.
 _FIRST_LOOK_AGAIN_SECONDS = 0.02
 
@@ -69,10 +70,11 @@ def _stop_runs(state: State, now: Timestamp, decision: Decision) -> None:
                 _ask_to_end(key, now, decision)
             case Lingering(asked=False):
                 _ask_to_end(key, now, decision)
-            case Stopping(since=since, killed=False) | Lingering(since=since, killed_at=None):
+            case Stopping(since=since, killed_at=None) | Lingering(since=since, killed_at=None):
                 _kill_when_overdue(state, key, since, now, decision)
-            case Lingering(killed_at=float(killed_at)):
-                decision.wake_by(killed_at + UNKILLABLE_AFTER_SECONDS)
+            case Stopping(killed_at=float(killed_at)) | Lingering(killed_at=float(killed_at)):
+                if now < killed_at + UNKILLABLE_AFTER_SECONDS:
+                    decision.wake_by(killed_at + UNKILLABLE_AFTER_SECONDS)
             case _:
                 pass
 
@@ -134,7 +136,7 @@ def _place_queued_jobs(
     for job in state.queue:
         match place(free):
             case Wait():
-                decision.waiting = Wait(why_none_is_free(state, now))
+                decision.waiting = Wait(why_none_is_free(state, now) or NONE_LEFT)
                 return
             case Placement() as placement:
                 run = RunKey(job.id, job.attempts + 1)
@@ -148,15 +150,14 @@ def free_gpus(
     state: State, now: Timestamp, released: set[GpuKey] | frozenset[GpuKey] = frozenset()
 ) -> list[FreeGpu]:
     """What may be given away now, in the order in which it is: least strangers' memory first."""
-    readings = [watch.latest for watch in state.gpus.values()]
     free = []
     for key, watch in state.gpus.items():
         if key in state.holds and key not in released:
             continue
         match current_verdict(state, watch, now):
             case Free(strangers_bytes):
-                on_host = [other for other in readings if other.key.host == key.host]
-                visible = visible_as(watch.latest, on_host, state.policy.visible_by)
+                out_of_reach = state.out_of_reach.get(key.host, frozenset())
+                visible = visible_as(watch.latest, out_of_reach, state.policy.visible_by)
                 free.append(FreeGpu(watch.latest, strangers_bytes, visible))
             case _:
                 pass
@@ -222,7 +223,7 @@ def why_none_is_free(state: State, now: Timestamp) -> str:
 
 def _give_up_waiting(state: State, now: Timestamp, decision: Decision) -> None:
     limit = state.policy.wait_timeout_seconds
-    if limit is None or state.ever_launched or decision.waiting is None or state.runs:
+    if limit is None or state.ever_launched or decision.waiting is None or _starts_any(decision):
         return
     since = state.waiting_since
     if since is None:
@@ -235,16 +236,20 @@ def _give_up_waiting(state: State, now: Timestamp, decision: Decision) -> None:
 
 
 def _is_over(state: State, now: Timestamp, decision: Decision) -> bool:
-    if any(isinstance(action, Launch) for action in decision.actions):
+    if _starts_any(decision):
         return False
     if any(not _is_given_up(run, now) for run in state.runs.values()):
         return False
     return state.closing is not Closing.NO or (not state.queue and not state.input_open)
 
 
+def _starts_any(decision: Decision) -> bool:
+    return any(isinstance(action, Launch) for action in decision.actions)
+
+
 def _is_given_up(run: Run, now: Timestamp) -> bool:
     match run.status:
-        case Lingering(killed_at=float(killed_at)):
+        case Lingering(killed_at=float(killed_at)) | Stopping(killed_at=float(killed_at)):
             return now - killed_at >= UNKILLABLE_AFTER_SECONDS
         case _:
             return False

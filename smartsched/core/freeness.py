@@ -33,6 +33,8 @@ UTILIZATION_PERIOD_SECONDS = 1.0
 # The driver lists processes and counts memory in two calls; a process that starts or ends between
 # them leaves memory unexplained for one sample. What stays so for longer is somebody's.
 UNEXPLAINED_FOR_SECONDS = 1.0
+# A history that ended longer ago does not reach up to now.
+FRESH_HISTORY_SECONDS = 2.0
 _UTILIZATION_SHOWN_SECONDS = 10.0
 _UTILIZATION_POINTS_KEPT = 600
 
@@ -144,7 +146,8 @@ def _was_blind(watch: Watch, taken_at: Timestamp, max_gap_seconds: float) -> boo
 def _history_begins(reading: GpuReading, taken_at: Timestamp) -> Timestamp:
     if isinstance(reading, GpuUnreadable) or not reading.utilization_history:
         return taken_at
-    return taken_at - max(point.age_seconds for point in reading.utilization_history)
+    ages = [point.age_seconds for point in reading.utilization_history]
+    return taken_at - max(ages) if min(ages) <= FRESH_HISTORY_SECONDS else taken_at
 
 
 def _take_in(watch: Watch, sample: GpuSample, hold: Hold | None, limits: Thresholds) -> None:

@@ -14,6 +14,10 @@ Timestamp: TypeAlias = float
 """Seconds on the dispatcher's own timeline: starts at the wall clock, never steps back."""
 
 
+UNREAD = "unreadable-"
+"""With an index behind it: stands in for the UUID of a GPU of which not even that can be read."""
+
+
 class GpuKey(NamedTuple):
     """Which GPU: indices move when a card falls off the bus, UUIDs do not."""
 
@@ -203,7 +207,7 @@ class Stopping:
     placement: Placement
     pid: int
     started_at: Timestamp
-    killed: bool
+    killed_at: Timestamp | None  # None: so far only asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """Where one job goes, given the GPUs that are free."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smartsched.core.model import GpuReading, GpuUnreadable, PlacedGpu, Placement, Wait
+from smartsched.core.model import GpuReading, PlacedGpu, Placement, Wait
 from smartsched.core.selection import label
 
 
@@ -29,16 +29,15 @@ def placed(gpu: FreeGpu) -> PlacedGpu:
 
 
 def visible_as(
-    reading: GpuReading, all_on_host: Sequence[GpuReading], by: Literal["index", "uuid"]
+    reading: GpuReading, out_of_reach: Collection[int], by: Literal["index", "uuid"]
 ) -> str:
     """The GPU's name for CUDA_VISIBLE_DEVICES.
 
     The index, since popular frameworks parse the variable as integers; but MIG instances have none,
-    and where a card below is out of reach CUDA may skip it and number the rest anew.
+    and where a card below is out of reach (`out_of_reach`: the indices of such cards on its host,
+    whether or not they may be used) CUDA may skip it and number the rest anew.
     """
-    unsure = any(
-        isinstance(other, GpuUnreadable) and other.index < reading.index for other in all_on_host
-    )
+    unsure = any(index < reading.index for index in out_of_reach)
     if by == "uuid" or reading.slot is not None or unsure:
         return reading.key.uuid
     return str(reading.index)

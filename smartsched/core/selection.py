@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from smartsched.core.model import GpuReading
 from smartsched.errors import UsageError
 
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
-_SLOT = re.compile(r"(\d+):(\d+)", re.ASCII)
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
+_SLOT = re.compile(r"(\d{1,9}):(\d{1,9})", re.ASCII)
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]*", re.IGNORECASE | re.ASCII)
 _MOST_INDICES = 1024
 
@@ -100,8 +100,25 @@ class Selection:
     wanted: tuple[GpuId, ...] | None = None  # None: all
     wanted_by: str = "--gpus"  # where the wish comes from, for messages
     excluded: tuple[GpuId, ...] = ()
+    known: frozenset[str] = frozenset()  # UUIDs that the choice was already made of
+    chosen: frozenset[str] = frozenset()  # those of them that it fell on
+
+    def pinned(self, readings: Sequence[GpuReading]) -> "Selection":
+        """The same choice, made for good: indices move when a card falls off the bus.
+
+        Raises UsageError as `check` does. GPUs that turn up later are judged by the ids.
+        """
+        self.check(readings)
+        known = frozenset(r.key.uuid for r in readings)
+        chosen = frozenset(r.key.uuid for r in readings if self._names(r))
+        return replace(self, known=known, chosen=chosen)
 
     def admits(self, reading: GpuReading) -> bool:
+        if reading.key.uuid in self.known:
+            return reading.key.uuid in self.chosen
+        return self._names(reading)
+
+    def _names(self, reading: GpuReading) -> bool:
         if any(gpu_id.names(reading) for gpu_id in self.excluded):
             return False
         return self.wanted is None or any(gpu_id.names(reading) for gpu_id in self.wanted)
@@ -111,7 +128,7 @@ class Selection:
         and when nothing is left to choose from."""
         _check_ids(self.wanted or (), self.wanted_by, readings)
         _check_ids(self.excluded, "--exclude", readings)
-        if readings and not any(map(self.admits, readings)):
+        if readings and not any(map(self._names, readings)):
             raise UsageError(f"{self.wanted_by} and --exclude leave no GPU to choose from")
 
 

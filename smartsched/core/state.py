@@ -32,6 +32,7 @@ from smartsched.core.events import (
 )
 from smartsched.core.freeness import Watch, observe
 from smartsched.core.model import (
+    UNREAD,
     Ending,
     Exited,
     GpuKey,
@@ -97,6 +98,9 @@ class State:
     postponed_until: Timestamp = float("-inf")
     postponed_why: str = ""
     gpus: dict[GpuKey, Watch] = field(default_factory=dict)
+    # Selected or not: where the cards of a host were listed last, and which are out of reach.
+    cards: dict[HostName, dict[GpuKey, int]] = field(default_factory=dict)
+    out_of_reach: dict[HostName, frozenset[int]] = field(default_factory=dict)
     troubles: dict[HostName, SamplerTrouble] = field(default_factory=dict)
 
     def next_job(self) -> JobId:
@@ -165,7 +169,7 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901  # a ta
             _amend_holds(state, key, pid=pid)
             state.ever_launched = True
         case Starting(), RunPostponed(at, key, why):
-            state.queue.appendleft(state.runs.pop(key).job)
+            _queue_again(state, state.runs.pop(key).job)
             _drop_holds(state, key)
             state.postponed_until, state.postponed_why = at + POSTPONED_SECONDS, why
         case Starting(), RunExited(_, key, NotStarted() as ending):
@@ -174,9 +178,9 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901  # a ta
             _drop_holds(state, key)
             state.totals.failed += 1
         case Running(since, placement, pid), RunStopping(at, key):
-            _set_status(state, key, Stopping(at, placement, pid, since, killed=False))
-        case Stopping() as stopping, RunKilled(_, key):
-            _set_status(state, key, replace(stopping, killed=True))
+            _set_status(state, key, Stopping(at, placement, pid, since, killed_at=None))
+        case Stopping(killed_at=None) as stopping, RunKilled(at, key):
+            _set_status(state, key, replace(stopping, killed_at=at))
         case (Running() | Stopping()) as living, RunExited():
             _end(state, event, living)
         case Lingering(asked=False) as lingering, RunStopping(_, key):
@@ -196,13 +200,18 @@ def _place(state: State, event: RunPlaced) -> None:
     gpus = [gpu.key for gpu in event.placement.gpus]
     if any(gpu in state.holds for gpu in gpus):
         raise IllegalTransitionError(event, state.holds)
-    job = state.queue.popleft()
-    if event.run.attempt != job.attempts + 1:
-        raise IllegalTransitionError(event, job)
-    job = replace(job, attempts=event.run.attempt)
+    if event.run.attempt != state.queue[0].attempts + 1:
+        raise IllegalTransitionError(event, state.queue[0])
+    job = replace(state.queue.popleft(), attempts=event.run.attempt)
     state.runs[event.run] = Run(event.run, job, Starting(event.at, event.placement))
     for gpu in gpus:
         state.holds[gpu] = _new_hold(state, gpu, event)
+
+
+def _queue_again(state: State, job: Job) -> None:
+    """In its place: several may come back at once."""
+    state.queue.append(job)
+    state.queue = deque(sorted(state.queue, key=lambda queued: queued.id))
 
 
 def _new_hold(state: State, gpu: GpuKey, event: RunPlaced) -> Hold:
@@ -263,6 +272,11 @@ def _release(state: State, event: GpuReleased, gpu: GpuKey, run: RunKey) -> None
     del state.holds[gpu]
 
 
+def _is_lasting(key: GpuKey) -> bool:
+    """Whether the key is the GPU's own, and no stand-in for a UUID that nobody could read."""
+    return not key.uuid.startswith(UNREAD)
+
+
 def see(state: State, observation: Observation) -> None:
     """Take in what a host says about its GPUs, or that it says nothing."""
     match observation:
@@ -270,6 +284,8 @@ def see(state: State, observation: Observation) -> None:
             state.troubles[host] = observation
         case Snapshot(host):
             state.troubles.pop(host, None)
+            if observation.whole:
+                _see_cards(state, observation)
             for reading in observation.gpus:
                 if state.policy.selection.admits(reading):
                     _see_gpu(state, reading, observation.taken_at)
@@ -277,6 +293,20 @@ def see(state: State, observation: Observation) -> None:
                 _miss_vanished(state, observation)
         case _:
             assert_never(observation)
+
+
+def _see_cards(state: State, snapshot: Snapshot) -> None:
+    """Which indices may mean another card to CUDA than to the driver: of those that cannot be read,
+    and of those that are listed no more though their place was not cut into MIG instances."""
+    cards = state.cards.setdefault(snapshot.host, {})
+    listed = {gpu.key for gpu in snapshot.gpus}
+    sliced = {gpu.index for gpu in snapshot.gpus if gpu.slot is not None}
+    missing = {index for key, index in cards.items() if key not in listed} - sliced
+    unreadable = {gpu.index for gpu in snapshot.gpus if isinstance(gpu, GpuUnreadable)}
+    state.out_of_reach[snapshot.host] = frozenset(missing | unreadable)
+    cards.update(
+        (gpu.key, gpu.index) for gpu in snapshot.gpus if gpu.slot is None and _is_lasting(gpu.key)
+    )
 
 
 def _see_gpu(state: State, reading: GpuReading, taken_at: Timestamp) -> None:
@@ -294,11 +324,15 @@ def _see_gpu(state: State, reading: GpuReading, taken_at: Timestamp) -> None:
 
 
 def _miss_vanished(state: State, snapshot: Snapshot) -> None:
-    """A card that fell off the bus, or a MIG instance that its administrator took away."""
+    """A card that fell off the bus is missed until it is back. MIG instances come and go, and a
+    GPU that could not be read at first had no UUID yet: those are forgotten, if no run is there."""
     listed = {reading.key for reading in snapshot.gpus}
     for key, watch in list(state.gpus.items()):
         if key.host == snapshot.host and key not in listed:
             last = watch.latest
+            if key not in state.holds and (last.slot is not None or not _is_lasting(key)):
+                del state.gpus[key]
+                continue
             gone = GpuUnreadable(
                 key, last.index, last.slot, last.name, "the driver no longer lists it"
             )

@@ -85,7 +85,8 @@ def strangers_use(
     if hold is not None and not unexplained_is_theirs:
         unexplained = min(unexplained, hold.unexplained_before_bytes)
     memory += unexplained
-    ours = max(0, sample.memory_used_bytes - memory)
+    ignored_bytes = sum(p.memory_bytes or 0 for p in others if ignored.covers(p) and is_known(p))
+    ours = 0 if hold is None else max(0, sample.memory_used_bytes - memory - ignored_bytes)
     return StrangersUse(
         memory_bytes=memory,
         free_bytes=sample.memory_free_bytes + ours,

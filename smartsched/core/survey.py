@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smartsched.core.decide import current_verdict, decide, why_none_is_free, why_not
+from smartsched.core.decide import NONE_LEFT, current_verdict, decide, why_none_is_free, why_not
 from smartsched.core.events import RunPlaced
 from smartsched.core.freeness import (
     Busy,
@@ -56,7 +56,7 @@ def survey(state: State, now: Timestamp) -> Survey:
     decision = decide(state, now)
     placed = {e.run.job: e.placement for e in decision.events if isinstance(e, RunPlaced)}
     waits = tuple(job for job in state.queue if job.id not in placed)
-    why = why_none_is_free(state, now) or "every free GPU is given to an earlier command"
+    why = why_none_is_free(state, now) or NONE_LEFT
     return Survey(
         rows=gpu_rows(state, now),
         starts=tuple((job, placed[job.id]) for job in state.queue if job.id in placed),

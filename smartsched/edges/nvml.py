@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from smartsched.core.model import (
+    UNREAD,
     ComputeMode,
     GpuKey,
     GpuProcess,
@@ -32,8 +33,6 @@ _RECOVERY_ACTION_FIELD = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, nvml.h 12.8
 _RECOVERY_ACTIONS = {1: "a reset", 2: "a reboot", 3: "to be drained", 4: "to be drained and reset"}
 _HEALTH_EVERY_SECONDS = 30.0
 _RACE_RETRIES = 3
-# A history that ends longer ago says nothing about now.
-_FRESH_HISTORY_SECONDS = 2.0
 
 
 def load() -> Any:
@@ -114,7 +113,7 @@ class NvmlReader:
             uuid = _text(self._nvml.nvmlDeviceGetUUID(handle))
             in_slices = self._is_in_mig_mode(handle, uuid)
         except self._nvml.NVMLError as error:
-            uuid = self._uuid_at.get(index, f"unreadable-{index}")
+            uuid = self._uuid_at.get(index, f"{UNREAD}{index}")
             if only is None or uuid in only:
                 yield self._unreadable(uuid, _Place(index, None), error)
             return
@@ -271,8 +270,6 @@ class NvmlReader:
         # the newest one.
         age = time.time() - newest / 1e6
         age = age if 0 <= age < 3600 else 0.0
-        if age > _FRESH_HISTORY_SECONDS:
-            return ()
         return tuple(
             UtilizationPoint(age + (newest - entry.timeStamp) / 1e6, int(entry.sampleValue.uiVal))
             for entry in entries

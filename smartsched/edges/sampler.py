@@ -137,9 +137,7 @@ class Sampler:
                 os.close(fd)
         for fd in (requests_fd, lines_fd, errors_fd):
             os.set_blocking(fd, False)
-        self._child = _Child(
-            pid, requests_fd, lines_fd, errors_fd, self._now, self._first_patience
-        )
+        self._child = _Child(pid, requests_fd, lines_fd, errors_fd, self._now, self._first_patience)
         self._fds.watch(lines_fd, self._read_lines)
         self._fds.watch(errors_fd, self._read_errors)
 

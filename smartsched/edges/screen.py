@@ -78,17 +78,13 @@ def _survey_table(rows: Sequence[GpuRow]) -> Table:
 
 def _details(row: GpuRow) -> Text:
     lines = [Text(words.printable(reason)) for reason in row.reasons]
-    named = " ".join(row.reasons)
-    for process in row.processes:
-        text = _user_of(process)
-        if describe(process) not in named:
-            lines.append(Text(text, "dim"))
+    lines += [Text(_user_of(process), "dim") for process in row.processes]
     return Text("\n").join(lines)
 
 
 def _user_of(process: GpuProcess) -> str:
     kind = "" if process.kind == "compute" else f", {process.kind}"
-    return f"{describe(process)} (pid {process.pid}{kind})"
+    return f"used by {describe(process)} (pid {process.pid}{kind})"
 
 
 def _memory(row: GpuRow) -> str:

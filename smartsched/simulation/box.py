@@ -199,14 +199,15 @@ class _Gpus:
     looks: dict[str, Timestamp] = field(default_factory=dict)
 
     def take(self, now: Timestamp) -> Sequence[Observation]:
-        looks = [uuid for uuid, at in self.looks.items() if at <= now]
         whole = now >= self.due
         if whole:
             self.due = now + self.box.interval_seconds
+        if any(begin <= now < end for begin, end in self.box.driver_hangs):
+            self.looks = {uuid: max(at, self.due) for uuid, at in self.looks.items()}
+            return [SamplerTrouble(HOST, "the driver has not answered")] if whole else []
+        looks = [uuid for uuid, at in self.looks.items() if at <= now]
         for uuid in looks:
             del self.looks[uuid]
-        if any(begin <= now < end for begin, end in self.box.driver_hangs):
-            return [SamplerTrouble(HOST, "the driver has not answered")] if whole else []
         if whole:
             return [Snapshot(HOST, now, self.box.readings(None), whole=True)]
         return [Snapshot(HOST, now, self.box.readings(looks), whole=False)] if looks else []

@@ -1,0 +1,191 @@
+"""Small valid values of the core, so that a test says only what matters to it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from smartsched.core.decide import Decision, decide
+from smartsched.core.events import (
+    Event,
+    JobAccepted,
+    RunExited,
+    RunLaunched,
+    RunPlaced,
+)
+from smartsched.core.freeness import Thresholds, Watch, observe
+from smartsched.core.model import (
+    Ending,
+    Exited,
+    GpuKey,
+    GpuProcess,
+    GpuReading,
+    GpuSample,
+    GpuUnreadable,
+    GpuUuid,
+    HostName,
+    JobId,
+    JobSpec,
+    PlacedGpu,
+    Placement,
+    RunKey,
+    Snapshot,
+    UtilizationPoint,
+)
+from smartsched.core.policy import Policy
+from smartsched.core.state import State, replay, see
+from smartsched.core.strangers import Hold
+
+T0 = 1_000_000.0
+MIB = 2**20
+GIB = 2**30
+HOST = HostName("box")
+INSTANT = Thresholds(free_for_seconds=0.0)
+MAX_GAP_SECONDS = 6.0
+
+
+def a_key(index: int = 0, host: str = HOST) -> GpuKey:
+    return GpuKey(HostName(host), GpuUuid(f"GPU-{index:04d}"))
+
+
+def a_sample(index: int = 0, used_gib: float = 0.0, **fields: Any) -> GpuSample:
+    """An idle healthy card of 100 GiB, so that a GiB is a percent."""
+    used = int(used_gib * GIB)
+    sample = GpuSample(
+        key=a_key(index),
+        index=index,
+        slot=None,
+        name="Test GPU",
+        memory_total_bytes=100 * GIB,
+        memory_used_bytes=used,
+        memory_free_bytes=100 * GIB - used,
+        utilization_percent=0,
+        utilization_history=None,
+        compute_mode="default",
+        ailment=None,
+        processes=(),
+    )
+    return replace(sample, **fields)
+
+
+def used_by(*processes: GpuProcess, index: int = 0, **fields: Any) -> GpuSample:
+    """A GPU whose memory is all held by these processes."""
+    held = sum(process.memory_bytes or 0 for process in processes)
+    return a_sample(index, used_gib=held / GIB, **({"processes": processes} | fields))
+
+
+def a_process(pid: int = 500, gib: float | None = 1.0, **fields: Any) -> GpuProcess:
+    """A colleague's training."""
+    process = GpuProcess(
+        pid=pid,
+        kind="compute",
+        memory_bytes=None if gib is None else int(gib * GIB),
+        user="alice",
+        command="python train.py",
+        run_tag=None,
+        session=pid,
+    )
+    return replace(process, **fields)
+
+
+def unreadable(index: int = 0, why: str = "GPU is lost") -> GpuUnreadable:
+    return GpuUnreadable(a_key(index), index, None, "Test GPU", why)
+
+
+def history(*ages_and_percents: tuple[float, int]) -> tuple[UtilizationPoint, ...]:
+    return tuple(UtilizationPoint(age, percent) for age, percent in ages_and_percents)
+
+
+def a_snapshot(*gpus: GpuReading, at: float = T0, whole: bool = True, host: str = HOST) -> Snapshot:
+    return Snapshot(HostName(host), at, gpus, whole)
+
+
+def a_policy(**fields: Any) -> Policy:
+    """One that answers after a single sample."""
+    return replace(Policy("test", INSTANT), **fields)
+
+
+def a_hold(**fields: Any) -> Hold:
+    hold = Hold(
+        run=a_run(),
+        tag="test/1/1",
+        since=T0,
+        unexplained_before_bytes=0,
+        pid=77,
+        cleared_at=None,
+    )
+    return replace(hold, **fields)
+
+
+def a_run(job: int = 1, attempt: int = 1) -> RunKey:
+    return RunKey(JobId(job), attempt)
+
+
+def a_spec(number: int = 1) -> JobSpec:
+    return JobSpec(f"echo {number}", f"list:{number}")
+
+
+def a_placement(index: int = 0) -> Placement:
+    return Placement((PlacedGpu(a_key(index), str(index), str(index)),))
+
+
+def accepted(count: int = 1, at: float = T0) -> list[Event]:
+    return [JobAccepted(at, JobId(number), a_spec(number)) for number in range(1, count + 1)]
+
+
+def placed(job: int = 1, gpu: int = 0, attempt: int = 1, at: float = T0) -> RunPlaced:
+    return RunPlaced(at, a_run(job, attempt), a_placement(gpu))
+
+
+def launched(job: int = 1, attempt: int = 1, at: float = T0, pid: int = 77) -> RunLaunched:
+    return RunLaunched(at, a_run(job, attempt), pid, None)
+
+
+def exited(
+    job: int = 1,
+    attempt: int = 1,
+    at: float = T0,
+    ending: Ending = Exited(0),  # noqa: B008  # a frozen value
+    leftovers: int = 0,
+) -> RunExited:
+    return RunExited(at, a_run(job, attempt), ending, leftovers)
+
+
+def a_state(
+    *gpus: GpuReading,
+    queued: int = 0,
+    events: Iterable[Event] = (),
+    at: float = T0,
+    **policy: Any,
+) -> State:
+    """What follows from a list of so many commands, these events, and then one whole snapshot."""
+    state = replay(a_policy(**policy), [*accepted(queued, at=T0), *events])
+    if gpus:
+        see(state, a_snapshot(*gpus, at=at))
+    return state
+
+
+def watched(
+    readings: Sequence[tuple[float, GpuReading]],
+    thresholds: Thresholds = INSTANT,
+    hold: Hold | None = None,
+) -> Watch:
+    """What these readings, taken so long after T0, say together."""
+    watch = None
+    for seconds, reading in readings:
+        watch = observe(watch, reading, T0 + seconds, hold, thresholds, MAX_GAP_SECONDS)
+    assert watch is not None
+    return watch
+
+
+def launches(decision: Decision) -> list[tuple[int, str]]:
+    """Which job starts on which GPU."""
+    return [
+        (event.run.job, event.placement.labels)
+        for event in decision.events
+        if isinstance(event, RunPlaced)
+    ]
+
+
+def decided(state: State, seconds: float = 0.0) -> Decision:
+    """What is decided so long after T0."""
+    return decide(state, T0 + seconds)

@@ -1,0 +1,617 @@
+"""What is done next, given what we believe."""
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from smartsched.core.actions import Kill, Launch, Refresh, Terminate
+from smartsched.core.decide import (
+    UNKILLABLE_AFTER_SECONDS,
+    Decision,
+    current_verdict,
+    decide,
+    free_gpus,
+    why_none_is_free,
+    why_not,
+    withheld_because,
+)
+from smartsched.core.events import (
+    DrainRequested,
+    Event,
+    GpuReleased,
+    InputEnded,
+    RunCleared,
+    RunKilled,
+    RunPostponed,
+    RunStopping,
+    StopRequested,
+    WaitTimedOut,
+)
+from smartsched.core.freeness import Thresholds, Unknown
+from smartsched.core.model import GpuReading, SamplerTrouble
+from smartsched.core.selection import Selection, parse_ids
+from smartsched.core.state import POSTPONED_SECONDS, State, apply, see
+from tests.builders import (
+    HOST,
+    T0,
+    a_key,
+    a_process,
+    a_run,
+    a_sample,
+    a_snapshot,
+    a_state,
+    accepted,
+    decided,
+    exited,
+    launched,
+    launches,
+    placed,
+    unreadable,
+    used_by,
+)
+
+DRAIN = DrainRequested(T0, "ctrl-c")
+STOP = StopRequested(T0, "ctrl-c")
+RUNNING: list[Event] = [*accepted(1), InputEnded(T0), placed(), launched()]
+LINGERING = [*RUNNING, exited(at=T0 + 10, leftovers=1)]
+ASKED = [*LINGERING, RunStopping(T0 + 10, a_run())]
+KILLED = [*ASKED, RunKilled(T0 + 20, a_run())]
+ENDED = [*RUNNING, exited(at=T0 + 10)]
+
+
+def running_with(*more: Event, **policy: Any) -> State:
+    return a_state(events=[*RUNNING, *more], **policy)
+
+
+def ended_with(gpu: GpuReading, *, at: float) -> State:
+    """A run of GPU 0 ended at T0 + 10, and the GPU was read so long after T0."""
+    return a_state(gpu, events=ENDED, at=T0 + at)
+
+
+def settled(decision: Decision) -> bool:
+    """Whether it can wait now for something to happen."""
+    return not decision.events and not decision.actions
+
+
+# --- giving GPUs away
+
+
+def test_a_queued_job_starts_on_a_free_gpu():
+    state = a_state(a_sample(), queued=1)
+
+    decision = decided(state)
+
+    (event,) = decision.events
+    assert event == placed()
+    assert decision.actions == [Launch(a_run(), state.queue[0].spec, placed().placement)]
+    assert decision.waiting is None
+    assert not decision.over
+
+
+def test_the_emptiest_gpu_comes_first():
+    gpus = [used_by(a_process(gib=gib), index=n) for n, gib in enumerate([5, 1, 9, 3])]
+
+    decision = decided(a_state(*gpus, queued=4))
+
+    assert launches(decision) == [(1, "1"), (2, "3"), (3, "0"), (4, "2")]
+
+
+def test_ties_go_by_index():
+    decision = decided(a_state(a_sample(10), a_sample(9), a_sample(2), queued=3))
+
+    assert launches(decision) == [(1, "2"), (2, "9"), (3, "10")]
+
+
+def test_only_strangers_memory_decides_which_comes_first():
+    ours_was_here = a_sample(0, used_gib=0.1)
+    state = a_state(ours_was_here, a_sample(1), queued=2)
+
+    assert launches(decided(state)) == [(1, "1"), (2, "0")]
+
+
+def test_a_gpu_takes_one_job_at_a_time():
+    state = a_state(a_sample(), queued=3)
+
+    assert launches(decided(state)) == [(1, "0")]
+    apply(state, placed())
+    apply(state, launched())
+    assert launches(decided(state)) == []
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [unreadable(), used_by(a_process(gib=50)), a_sample(ailment="reset required")],
+    ids=["unreadable", "busy", "ill"],
+)
+def test_a_gpu_that_is_not_free_takes_no_work(gpu: GpuReading):
+    decision = decided(a_state(gpu, queued=1))
+
+    assert settled(decision)
+    assert decision.waiting is not None
+
+
+def test_a_gpu_not_yet_watched_for_the_window_takes_no_work():
+    state = a_state(a_sample(), queued=1, thresholds=Thresholds(free_for_seconds=10))
+
+    assert settled(decided(state))
+    assert decided(state).waiting is not None
+
+
+def test_no_gpu_takes_work_before_any_was_read():
+    decision = decided(a_state(queued=1))
+
+    assert decision.waiting is not None
+    assert decision.waiting.why == "the GPUs have not been read yet"
+
+
+def test_no_gpu_takes_work_while_the_sampler_is_in_trouble():
+    state = a_state(a_sample(), queued=1)
+    see(state, SamplerTrouble(HOST, "the driver has not answered for 5s"))
+
+    decision = decided(state)
+
+    assert settled(decision)
+    assert decision.waiting is not None
+    assert decision.waiting.why == "GPU 0: the driver has not answered for 5s"
+
+
+def test_trouble_on_one_host_leaves_the_others_alone():
+    far = a_sample(0, key=a_key(0, "far"))
+    state = a_state(a_sample(), queued=1)
+    see(state, a_snapshot(far, host="far"))
+    see(state, SamplerTrouble(HOST, "hangs"))
+
+    (event,) = decided(state).events
+
+    assert event.placement.gpus[0].key == far.key  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("age", "starts"), [(0.0, True), (6.0, True), (6.1, False), (3600, False)])
+def test_a_gpu_last_seen_too_long_ago_takes_no_work(age: float, starts: bool):
+    state = a_state(a_sample(), queued=1)
+
+    assert bool(launches(decided(state, age))) == starts
+
+
+def test_a_stale_gpu_says_since_when():
+    state = a_state(a_sample(), queued=1)
+
+    found = current_verdict(state, state.gpus[a_key()], T0 + 90)
+
+    assert found == Unknown("not seen for 1m 30s")
+
+
+def test_the_age_allowed_grows_with_the_interval():
+    state = a_state(a_sample(), queued=1, interval_seconds=60.0)
+
+    assert launches(decided(state, 64))
+
+
+def test_a_reason_to_wait_names_gpus_with_the_same_reason_together():
+    state = a_state(unreadable(0), a_sample(1, ailment="sick"), unreadable(2), queued=1)
+
+    assert why_none_is_free(state, T0) == "GPU 0,2: GPU is lost · GPU 1: health sick"
+
+
+def test_a_reason_to_wait_is_given_whenever_something_waits():
+    state = a_state(a_sample(), queued=2)
+
+    decision = decided(state)
+
+    assert launches(decision) == [(1, "0")]
+    assert decision.waiting is not None
+    assert decision.waiting.why
+
+
+def test_a_gpu_that_runs_a_job_of_ours_says_so():
+    state = a_state(a_sample(), queued=2, events=[placed(), launched()])
+
+    decision = decided(state)
+
+    assert decision.waiting is not None
+    assert decision.waiting.why == "GPU 0: runs job 1"
+
+
+def test_without_a_queue_nothing_waits():
+    assert decided(a_state(unreadable())).waiting is None
+
+
+# --- under which name
+
+
+def launched_as(state: State) -> str:
+    (action,) = decided(state).actions
+    assert isinstance(action, Launch)
+    return action.placement.gpus[0].visible
+
+
+def test_a_job_sees_its_gpu_by_index():
+    assert launched_as(a_state(a_sample(3), queued=1)) == "3"
+
+
+def test_a_job_sees_its_gpu_by_uuid_on_request():
+    assert launched_as(a_state(a_sample(3), queued=1, visible_by="uuid")) == "GPU-0003"
+
+
+def test_a_job_sees_a_mig_instance_by_uuid():
+    assert launched_as(a_state(a_sample(3, slot=1), queued=1)) == "GPU-0003"
+
+
+def test_a_job_above_an_unreadable_gpu_sees_its_own_by_uuid():
+    assert launched_as(a_state(unreadable(0), a_sample(1), queued=1)) == "GPU-0001"
+
+
+def test_a_job_above_a_vanished_gpu_sees_its_own_by_uuid():
+    state = a_state(a_sample(0), a_sample(1), queued=1)
+    see(state, a_snapshot(a_sample(1), at=T0 + 1))
+
+    assert launched_as(state) == "GPU-0001"
+
+
+def test_an_unreadable_gpu_makes_indices_unsure_even_if_it_may_not_be_used():
+    # CUDA skips a lost card and numbers the rest anew, whatever we chose to look at
+    only_the_second = Selection(parse_ids("1"))
+
+    state = a_state(unreadable(0), a_sample(1), queued=1, selection=only_the_second)
+
+    assert launched_as(state) == "GPU-0001"
+
+
+def test_an_unreadable_gpu_of_another_host_does_not_matter():
+    state = a_state(a_sample(1), queued=1)
+    lost = replace(unreadable(0), key=a_key(0, "far"))
+    see(state, a_snapshot(lost, host="far"))
+
+    assert launched_as(state) == "1"
+
+
+# --- taking GPUs back
+
+
+def test_a_gpu_is_looked_at_once_its_run_has_ended():
+    state = ended_with(a_sample(), at=9.9)
+
+    assert decided(state, 10).actions == [Refresh(a_key(), T0 + 10)]
+
+
+def test_a_gpu_is_released_when_its_memory_is_back():
+    state = ended_with(a_sample(), at=10.001)
+
+    decision = decided(state, 10.001)
+
+    assert decision.events == [GpuReleased(T0 + 10.001, a_key(), a_run())]
+    assert decision.actions == []
+
+
+def test_a_released_gpu_is_given_to_the_next_job_at_once():
+    state = a_state(
+        a_sample(), queued=2, events=[placed(), launched(), exited(at=T0 + 10)], at=T0 + 10.001
+    )
+
+    decision = decided(state, 10.001)
+
+    assert [type(event).__name__ for event in decision.events] == ["GpuReleased", "RunPlaced"]
+    for event in decision.events:
+        apply(state, event)  # legal in this order
+
+
+def test_a_gpu_is_held_until_its_memory_is_back():
+    state = ended_with(a_sample(used_gib=20), at=10.001)
+
+    decision = decided(state, 10.002)
+
+    assert decision.events == []
+    assert decision.wake_at == pytest.approx(T0 + 10.021)
+    assert withheld_because(state, a_key(), T0 + 12) == (
+        "memory of job 1 has not come back for 2.0s"
+    )
+
+
+def test_memory_not_back_is_looked_at_again_when_it_is_time():
+    state = ended_with(a_sample(used_gib=20), at=10.001)
+
+    decision = decided(state, 10.03)
+
+    (action,) = decision.actions
+    assert isinstance(action, Refresh)
+    assert action.after == pytest.approx(T0 + 10.021)
+
+
+@pytest.mark.parametrize(
+    ("seen_after", "next_look_after"), [(0.0, 0.02), (0.1, 0.05), (1.0, 0.5), (4.0, 1.0), (60, 1.0)]
+)
+def test_looks_for_memory_grow_rarer(seen_after: float, next_look_after: float):
+    state = ended_with(a_sample(used_gib=20), at=10 + seen_after)
+
+    decision = decided(state, 10 + seen_after)
+
+    assert decision.wake_at == pytest.approx(T0 + 10 + seen_after + next_look_after)
+
+
+def test_an_unreadable_gpu_is_not_released():
+    decision = decided(ended_with(unreadable(), at=10.001), 10.001)
+
+    assert settled(decision)
+
+
+def test_memory_that_stays_away_for_long_is_said_to_be_withheld():
+    state = ended_with(a_sample(used_gib=20), at=45)
+
+    why = why_not(state, a_key(), state.gpus[a_key()], T0 + 45)
+
+    assert why == "withheld: memory of job 1 has not come back for 35s"
+    assert not any(isinstance(event, GpuReleased) for event in decided(state, 45).events)
+
+
+def test_memory_that_comes_back_late_still_frees_the_gpu():
+    state = ended_with(a_sample(), at=500)
+
+    assert decided(state, 500).events == [GpuReleased(T0 + 500, a_key(), a_run())]
+
+
+def test_memory_a_stranger_took_meanwhile_frees_us_of_the_gpu_but_it_is_not_free():
+    state = a_state(
+        used_by(a_process(900, gib=50)),
+        queued=2,
+        events=[placed(), launched(), exited(at=T0 + 10)],
+        at=T0 + 10.001,
+    )
+
+    decision = decided(state, 10.001)
+
+    assert [type(event) for event in decision.events] == [GpuReleased]
+    assert decision.waiting is not None
+
+
+# --- ending runs
+
+
+def test_nothing_is_stopped_that_nobody_asked_to():
+    assert settled(decided(running_with(), 1e6))
+    assert settled(decided(running_with(DRAIN), 1e6))
+
+
+def test_stopping_asks_every_run_politely():
+    decision = decided(running_with(STOP), 5)
+
+    assert decision.events == [RunStopping(T0 + 5, a_run())]
+    assert decision.actions == [Terminate(a_run())]
+
+
+def test_a_run_that_was_asked_has_the_grace_period():
+    state = running_with(STOP, RunStopping(T0 + 5, a_run()), grace_seconds=7.0)
+
+    decision = decided(state, 11.9)
+
+    assert settled(decision)
+    assert decision.wake_at == T0 + 12
+
+
+def test_a_run_that_does_not_end_in_time_is_killed():
+    state = running_with(STOP, RunStopping(T0 + 5, a_run()), grace_seconds=7.0)
+
+    decision = decided(state, 12)
+
+    assert decision.events == [RunKilled(T0 + 12, a_run())]
+    assert decision.actions == [Kill(a_run())]
+
+
+def test_a_run_is_killed_once():
+    state = running_with(STOP, RunStopping(T0, a_run()), RunKilled(T0 + 10, a_run()))
+
+    assert settled(decided(state, 1000))
+
+
+def test_asked_to_stop_again_nobody_waits_for_the_grace_period():
+    state = running_with(STOP, RunStopping(T0 + 5, a_run()), STOP)
+
+    assert decided(state, 5).actions == [Kill(a_run())]
+
+
+def test_asked_twice_at_once_runs_are_asked_before_they_are_killed():
+    state = running_with(STOP, STOP)
+
+    decision = decided(state, 5)
+
+    assert decision.actions == [Terminate(a_run())]
+    assert decision.wake_at <= T0 + 5
+
+
+def test_leftovers_are_asked_to_end():
+    decision = decided(a_state(events=LINGERING), 10)
+
+    assert decision.actions == [Terminate(a_run())]
+    assert decision.events == [RunStopping(T0 + 10, a_run())]
+
+
+def test_leftovers_that_do_not_end_in_time_are_killed():
+    state = a_state(events=ASKED)
+
+    assert settled(decided(state, 19.9))
+    assert decided(state, 19.9).wake_at == T0 + 20
+    assert decided(state, 20).actions == [Kill(a_run())]
+
+
+def test_leftovers_hold_their_gpu_while_they_live():
+    left: list[Event] = [placed(), launched(), exited(at=T0 + 10, leftovers=1)]
+    state = a_state(a_sample(), queued=2, events=left)
+
+    decision = decided(state, 5)
+
+    assert launches(decision) == []
+    assert decision.waiting is not None
+    assert decision.waiting.why == ("GPU 0: processes that job 1 left behind are being stopped")
+
+
+def test_leftovers_that_even_a_kill_does_not_end_are_given_up():
+    state = a_state(events=KILLED)
+
+    waiting = decided(state, 20 + UNKILLABLE_AFTER_SECONDS - 0.1)
+    given_up = decided(state, 20 + UNKILLABLE_AFTER_SECONDS)
+
+    assert not waiting.over
+    assert waiting.wake_at == T0 + 20 + UNKILLABLE_AFTER_SECONDS
+    assert given_up.over
+
+
+def test_leftovers_that_were_given_up_still_hold_their_gpu():
+    state = a_state(a_sample(), events=KILLED, at=T0 + 1000)
+
+    assert not free_gpus(state, T0 + 1000)
+    assert withheld_because(state, a_key(), T0 + 1000) == (
+        "processes that job 1 left behind cannot be killed"
+    )
+
+
+def test_leftovers_that_were_given_up_wake_nobody():
+    still_fed = [event for event in KILLED if not isinstance(event, InputEnded)]
+    now = 20 + UNKILLABLE_AFTER_SECONDS + 5
+
+    decision = decided(a_state(events=still_fed), now)
+
+    assert not decision.over
+    assert decision.wake_at > T0 + now
+
+
+def test_a_gpu_is_looked_at_once_the_leftovers_are_gone():
+    state = a_state(a_sample(), events=[*KILLED, RunCleared(T0 + 21, a_run())])
+
+    assert decided(state, 21).actions == [Refresh(a_key(), T0 + 21)]
+
+
+@pytest.mark.parametrize("events", [LINGERING, ASKED, KILLED], ids=["left", "asked", "killed"])
+def test_it_is_not_over_while_leftovers_may_still_end(events: list[Event]):
+    assert not decided(a_state(events=events), 21).over
+
+
+# --- how it ends
+
+
+def test_it_is_over_when_all_is_done_and_nothing_more_can_come():
+    assert decided(a_state(a_sample(), events=[InputEnded(T0)])).over
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        a_state(a_sample()),
+        a_state(unreadable(), queued=1, events=[InputEnded(T0)]),
+        a_state(a_sample(), queued=1, events=[InputEnded(T0)]),
+        running_with(),
+        running_with(DRAIN),
+        running_with(STOP),
+    ],
+    ids=["input open", "queued", "starting now", "running", "draining", "stopping"],
+)
+def test_it_is_not_over_while_something_is_left_to_do(state: State):
+    assert not decided(state, 1).over
+
+
+@pytest.mark.parametrize("request_", [DRAIN, STOP, WaitTimedOut(T0)])
+def test_asked_to_end_it_is_over_once_nothing_runs_though_commands_wait(request_: Event):
+    decision = decided(a_state(a_sample(), queued=3, events=[request_]))
+
+    assert launches(decision) == []
+    assert decision.over
+
+
+def test_it_does_not_wait_for_memory_when_all_is_done():
+    assert decided(ended_with(a_sample(used_gib=90), at=10.001), 10.001).over
+
+
+def test_a_wait_has_a_limit_if_the_user_gave_one():
+    state = a_state(unreadable(), queued=1, wait_timeout_seconds=60.0)
+
+    early, late = decided(state, 59), decided(state, 60)
+
+    assert settled(early)
+    assert early.wake_at == T0 + 60
+    assert late.events == [WaitTimedOut(T0 + 60)]
+
+
+def test_without_a_limit_it_waits_for_ever():
+    assert settled(decided(a_state(unreadable(), queued=1), 1e9))
+
+
+def test_once_something_was_launched_the_limit_is_off():
+    events: list[Event] = [placed(), launched(), exited()]
+    state = a_state(unreadable(), queued=2, events=events, wait_timeout_seconds=60.0)
+
+    decision = decided(state, 1e6)
+
+    assert not any(isinstance(event, WaitTimedOut) for event in decision.events)
+
+
+def test_the_limit_is_off_when_something_starts_at_the_last_moment():
+    state = a_state(a_sample(), queued=2, at=T0 + 60, wait_timeout_seconds=60.0)
+
+    decision = decided(state, 60)
+
+    assert launches(decision) == [(1, "0")]
+    assert WaitTimedOut(T0 + 60) not in decision.events
+
+
+# --- when the system has no room for another process
+
+
+def test_nothing_starts_for_a_while_after_a_start_was_postponed():
+    events: list[Event] = [placed(), RunPostponed(T0 + 3, a_run(), "cannot fork")]
+    state = a_state(a_sample(), queued=2, events=events, at=T0 + 3)
+
+    soon, later = decided(state, 3.5), decided(state, 3 + POSTPONED_SECONDS)
+
+    assert settled(soon)
+    assert soon.wake_at == T0 + 3 + POSTPONED_SECONDS
+    assert soon.waiting is not None
+    assert soon.waiting.why == "could not start a command: cannot fork; trying again"
+    assert launches(later) == [(1, "0")]
+    assert later.events[0].run == a_run(attempt=2)  # type: ignore[union-attr]
+
+
+# --- a pure function
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        a_state(),
+        a_state(a_sample(0), used_by(a_process(gib=50), index=1), unreadable(2), queued=5),
+        running_with(STOP),
+        a_state(a_sample(), events=LINGERING),
+        a_state(a_sample(), events=KILLED),
+        ended_with(a_sample(), at=11),
+        ended_with(a_sample(used_gib=9), at=11),
+        a_state(unreadable(), queued=1, wait_timeout_seconds=1.0),
+    ],
+    ids=["new", "queued", "stopping", "lingering", "killed", "back", "not back", "timed out"],
+)
+def test_deciding_changes_nothing(state: State):
+    before = deepcopy(state)
+
+    first = decide(state, T0 + 30)
+
+    assert state == before
+    assert decide(state, T0 + 30) == first
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 15.0, 1000.0])
+@pytest.mark.parametrize(
+    "state",
+    [
+        a_state(a_sample(), queued=3),
+        a_state(unreadable(), queued=1, wait_timeout_seconds=1.0),
+        running_with(STOP),
+        a_state(a_sample(), events=LINGERING),
+        ended_with(a_sample(), at=11),
+    ],
+    ids=["queued", "timed out", "stopping", "lingering", "back"],
+)
+def test_what_is_decided_is_legal(state: State, seconds: float):
+    believed = deepcopy(state)
+
+    for event in decide(believed, T0 + seconds).events:
+        apply(believed, event)
+
+    assert believed is not state
