@@ -48,9 +48,7 @@ def configure(args: argparse.Namespace, run_name: str) -> Config:
     """Raises UsageError for a value that cannot be, naming the flag."""
     selection, notes = _selection(args)
     output: OutputMode = args.output or ("raw" if args.command is not None else "log")
-    interval = _flag("--interval", parse_duration, args.interval)
-    if interval < _SHORTEST_INTERVAL_SECONDS:
-        raise UsageError(f"--interval: {args.interval} is too short; 50ms is the shortest")
+    interval = parse_interval(args.interval)
     policy = Policy(
         run_name=run_name,
         thresholds=_thresholds(args),
@@ -207,6 +205,14 @@ def parse_duration(text: str) -> float:
     seconds = sum(float(part[1]) * _SECONDS[part[2]] for part in parts)
     if seconds > _LONGEST_SECONDS:
         raise UsageError(f"{text!r} is longer than a year")
+    return seconds
+
+
+def parse_interval(text: str) -> float:
+    """The value of --interval."""
+    seconds = _flag("--interval", parse_duration, text)
+    if seconds < _SHORTEST_INTERVAL_SECONDS:
+        raise UsageError(f"--interval: {text} is too short; 50ms is the shortest")
     return seconds
 
 

@@ -74,4 +74,4 @@ def stub_machine(tmp_path: Path, stub_library: Path) -> Iterator[Callable[..., S
     def make(*gpus: StubGpu) -> StubMachine:
         return StubMachine(tmp_path / "machine", stub_library, gpus)
 
-    yield make
+    return make

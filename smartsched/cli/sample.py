@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from smartsched.core import codec
 from smartsched.core.model import Observation
-from smartsched.errors import DriverError, UsageError
+from smartsched.errors import DriverError
 
 Read: TypeAlias = Callable[[Collection[str] | None], Observation]
 
@@ -26,12 +26,9 @@ for programs of your own. The fields are described in the README."""
 
 def main(words: list[str]) -> int:
     args = _parser().parse_args(words)
-    from smartsched.config import parse_duration
+    from smartsched.config import parse_interval
 
-    try:
-        interval = parse_duration(args.interval)
-    except UsageError as error:
-        raise UsageError(f"--interval: {error}") from error
+    interval = parse_interval(args.interval)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing here is worth a traceback
     try:
@@ -109,7 +106,8 @@ def _sample(read: Read, interval: float, *, once: bool) -> None:
         if once:
             return
         due = max(due + interval, time.monotonic())
-        while (left := due - time.monotonic()) > 0:
+        while True:
+            left = max(due - time.monotonic(), 0.0)
             if requests is None:
                 time.sleep(left)
             elif select.select([requests], [], [], left)[0]:
@@ -117,6 +115,8 @@ def _sample(read: Read, interval: float, *, once: bool) -> None:
                 if not asked:
                     return
                 _emit(read, _uuids(asked))
+            if time.monotonic() >= due:
+                break
 
 
 def _requests_fd() -> int | None:

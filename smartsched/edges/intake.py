@@ -161,7 +161,7 @@ class LineSplitter:
         line = line.removesuffix(b"\r")
         if not self._command:
             self._began_at = self._line_number
-        is_comment = (self._command or line).lstrip().startswith(b"#")
+        is_comment = (self._command.lstrip() or line.lstrip()).startswith(b"#")
         if _goes_on(line) and not is_comment:
             self._command += line[:-1]
             self._check_length()
@@ -178,7 +178,7 @@ class LineSplitter:
         self._command.clear()
         source = f"{self._name}:{self._began_at}"
         command = command.lstrip()
-        if too_long:
+        if too_long or len(command) > LONGEST_COMMAND_BYTES:
             yield BadLine(source, f"longer than {LONGEST_COMMAND_BYTES >> 20} MiB")
         elif not command or command.startswith(b"#"):
             return

@@ -110,14 +110,13 @@ class NvmlReader:
     def _at(self, index: int, only: Collection[str] | None) -> Iterator[GpuReading]:
         try:
             handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-            uuid = _text(self._nvml.nvmlDeviceGetUUID(handle))
+            uuid = self._uuid_at[index] = _text(self._nvml.nvmlDeviceGetUUID(handle))
             in_slices = self._is_in_mig_mode(handle, uuid)
         except self._nvml.NVMLError as error:
             uuid = self._uuid_at.get(index, f"{UNREAD}{index}")
             if only is None or uuid in only:
                 yield self._unreadable(uuid, _Place(index, None), error)
             return
-        self._uuid_at[index] = uuid
         if in_slices:
             yield from self._instances(handle, uuid, index, only)
         elif only is None or uuid in only:
@@ -132,7 +131,12 @@ class NvmlReader:
         self, card_handle: Any, card_uuid: str, index: int, only: Collection[str] | None
     ) -> Iterator[GpuReading]:
         found = False
-        for slot in range(self._nvml.nvmlDeviceGetMaxMigDeviceCount(card_handle)):
+        try:
+            slots = self._nvml.nvmlDeviceGetMaxMigDeviceCount(card_handle)
+        except self._nvml.NVMLError as error:
+            yield self._unreadable(card_uuid, _Place(index, None), error)
+            return
+        for slot in range(slots):
             try:
                 handle = self._nvml.nvmlDeviceGetMigDeviceHandleByIndex(card_handle, slot)
                 uuid = _text(self._nvml.nvmlDeviceGetUUID(handle))

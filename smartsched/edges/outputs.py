@@ -1,6 +1,7 @@
 """Where the output of jobs goes: to a log file each, to our own stdout with a tag, or untouched."""
 
 import os
+import select
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,8 @@ class LogFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._made = [path for path in (folder, folder.parent) if not path.exists()]
+        self._fds: dict[RunKey, int] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -57,13 +60,20 @@ class LogFiles:
             ) from error
 
     def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-        return [
-            (os.POSIX_SPAWN_OPEN, 1, self.path(run), flags, 0o666),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ]
+        fd = self._fds[run] = self._open(self.path(run))
+        return [(os.POSIX_SPAWN_DUP2, fd, 1), (os.POSIX_SPAWN_DUP2, fd, 2)]
 
-    def opened(self, run: RunKey, *, started: bool) -> None: ...
+    def _open(self, path: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        try:
+            return os.open(path, flags, 0o666)
+        except FileNotFoundError:  # somebody tidied up; that is no reason for a job to fail
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return os.open(path, flags, 0o666)
+
+    def opened(self, run: RunKey, *, started: bool) -> None:
+        if (fd := self._fds.pop(run, None)) is not None:
+            os.close(fd)
 
     def closed(self, run: RunKey) -> None: ...
 
@@ -72,7 +82,7 @@ class LogFiles:
 
     def close(self) -> None:
         """Leave no empty folders where nothing ran."""
-        for folder in (self._folder, self._folder.parent):
+        for folder in self._made:
             try:
                 folder.rmdir()
             except OSError:
@@ -152,12 +162,11 @@ class Tagged:
 
     def close(self) -> None:
         """Write what is left, waiting for the reader."""
-        self._fds.forget(self._fd) if self._unwritten else None
-        try:
-            while self._unwritten and not self._gone:
-                del self._unwritten[: os.write(self._fd, self._unwritten)]
-        except OSError:
-            self._unwritten.clear()
+        if self._unwritten:
+            self._fds.forget(self._fd)
+        while self._unwritten and not self._gone:
+            select.select([], [self._fd], [])
+            self._write_some(_WRITE_BYTES)
 
     def _listen(self, stream: _Stream) -> None:
         self._fds.watch(stream.read_fd, lambda: self._on_readable(stream))
@@ -174,8 +183,8 @@ class Tagged:
             return False
         stream.pending += data
         *lines, rest = stream.pending.split(b"\n")
-        if b"\r" in rest:
-            rest = rest[rest.rindex(b"\r") :]
+        shown_from = rest.rfind(b"\r", 0, len(rest.rstrip(b"\r"))) + 1
+        rest = rest[shown_from:]
         if len(rest) > _LONGEST_LINE_BYTES:
             lines, rest = [*lines, rest], bytearray()
         stream.pending = rest

@@ -102,6 +102,8 @@ class Processes:
             pid = self._spawn(launch)
         except OSError as error:
             self._output.opened(run, started=False)
+            if _needs_script(launch):
+                self._scripts.remove(run.job)
             why = _why(error)
             if error.errno in _WANTING:
                 return RunPostponed(now, run, why)
@@ -250,7 +252,7 @@ def _needs_script(launch: Launch) -> bool:
 
 
 def _why(error: OSError) -> str:
-    place = f": {error.filename}" if error.filename else ""
+    place = f": {os.fsdecode(error.filename)}" if error.filename else ""
     return f"{error.strerror}{place}"
 
 

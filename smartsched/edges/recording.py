@@ -21,10 +21,15 @@ class Recording:
         except OSError as error:
             raise UsageError(f"--replay: cannot read {path}: {error.strerror}") from error
         self._number = 0
-        self._now = self._next()
+        try:
+            self._now = self._next()
+            self._ahead = self._next()
+        except UsageError:
+            self.close()
+            raise
         if self._now is None:
+            self.close()
             raise UsageError(f"--replay: {path} holds no sample")
-        self._ahead = self._next()
         self._starts_at: float | None = None
 
     def read(self, monotonic_s: float, only: Collection[str] | None) -> Observation:

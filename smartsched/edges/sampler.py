@@ -44,6 +44,7 @@ class _Child:
     pending: bytearray = field(default_factory=bytearray)
     errors: bytearray = field(default_factory=bytearray)
     asked: dict[GpuKey, Timestamp] = field(default_factory=dict)
+    said_why: bool = False  # its last line was about trouble, which its end may be due to
     doomed: bool = False  # killed; its end is awaited, since a hung driver call may delay it
 
 
@@ -70,7 +71,7 @@ class Sampler:
         self._first_patience = max(first_patience_seconds, patience_seconds)
         self._observations: list[Observation] = []
         self._child: _Child | None = None
-        self._restart_at: Timestamp = now
+        self._restart_at: Timestamp | None = None  # None: the last one's end is news
         self._backoff = _FIRST_BACKOFF_SECONDS
         self._now = now
         self._start()
@@ -78,9 +79,9 @@ class Sampler:
     def take(self, now: Timestamp) -> Sequence[Observation]:
         self._now = now
         child = self._child
-        if child is None and now >= self._restart_at:
-            self._start()
-        elif child is not None and not child.doomed and now - child.heard_at > child.patience:
+        if child is None:
+            self._restart_when_due(now)
+        elif not child.doomed and now - child.heard_at > child.patience:
             waited = words.duration(now - child.heard_at)
             self._give_up_on(child, f"the driver has not answered for {waited}")
         observations, self._observations = self._observations, []
@@ -102,7 +103,7 @@ class Sampler:
     def wake_at(self) -> Timestamp:
         child = self._child
         if child is None:
-            return self._restart_at
+            return self._now if self._restart_at is None else self._restart_at
         return float("inf") if child.doomed else child.heard_at + child.patience + 0.01
 
     def pids(self) -> list[int]:
@@ -114,32 +115,53 @@ class Sampler:
             self._kill(self._child)
             self._let_go(self._child)
 
+    def _restart_when_due(self, now: Timestamp) -> None:
+        if self._restart_at is None:
+            self._put_off(now)
+        elif now >= self._restart_at:
+            self._restart_at = None
+            self._start()
+
+    def _put_off(self, now: Timestamp) -> None:
+        self._restart_at = now + self._backoff
+        self._backoff = min(self._backoff * 2, _LONGEST_BACKOFF_SECONDS)
+
     def _start(self) -> None:
-        requests, requests_fd = os.pipe()
-        lines_fd, lines = os.pipe()
-        errors_fd, errors = os.pipe()
+        fds: list[int] = []
         try:
-            pid = os.posix_spawn(
-                self._argv[0],
-                self._argv,
-                os.environ,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, requests, 0),
-                    (os.POSIX_SPAWN_DUP2, lines, 1),
-                    (os.POSIX_SPAWN_DUP2, errors, 2),
-                ],
-                setsid=True,  # a Ctrl-C in the terminal is not meant for it
-                setsigmask=[],
-                setsigdef=[signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM],
-            )
-        finally:
-            for fd in (requests, lines, errors):
+            for _ in range(3):
+                fds += os.pipe()
+            requests, requests_fd, lines_fd, lines, errors_fd, errors = fds
+            pid = self._spawn(requests, lines, errors)
+        except OSError as error:
+            for fd in fds:
                 os.close(fd)
+            why = f"the sampler cannot be started: {error.strerror}: {self._argv[0]}"
+            self._observations.append(SamplerTrouble(self._host, why))
+            self._put_off(self._now)
+            return
+        for fd in (requests, lines, errors):
+            os.close(fd)
         for fd in (requests_fd, lines_fd, errors_fd):
             os.set_blocking(fd, False)
         self._child = _Child(pid, requests_fd, lines_fd, errors_fd, self._now, self._first_patience)
         self._fds.watch(lines_fd, self._read_lines)
         self._fds.watch(errors_fd, self._read_errors)
+
+    def _spawn(self, requests: int, lines: int, errors: int) -> int:
+        return os.posix_spawn(
+            self._argv[0],
+            self._argv,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, requests, 0),
+                (os.POSIX_SPAWN_DUP2, lines, 1),
+                (os.POSIX_SPAWN_DUP2, errors, 2),
+            ],
+            setsid=True,  # a Ctrl-C in the terminal is not meant for it
+            setsigmask=[],
+            setsigdef=[signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM],
+        )
 
     def _read_lines(self) -> None:
         child = self._child
@@ -150,7 +172,11 @@ class Sampler:
         if not data:
             self._bury(child)
             return
+        if child.doomed:
+            return
         child.pending += data
+        if b"\n" not in data and len(child.pending) <= _LONGEST_LINE_BYTES:
+            return
         *lines, rest = child.pending.split(b"\n")
         child.pending = rest
         try:
@@ -161,22 +187,18 @@ class Sampler:
             self._give_up_on(child, f"the sampler said something unreadable: {error}")
 
     def _hear(self, child: _Child, line: bytes) -> None:
-        if child.doomed:
-            return
         fields = codec.parse(line)
         taken_at = self._at_monotonic(codec.monotonic_seconds(fields))
         observation = codec.decode(fields, taken_at=taken_at)
         self._observations.append(observation)
+        child.heard_at = max(child.heard_at, taken_at)
+        child.patience = self._patience
         if isinstance(observation, Snapshot):
             self._backoff = _FIRST_BACKOFF_SECONDS
-            child.heard_at = max(child.heard_at, taken_at)
-            child.patience = self._patience
             for gpu in observation.gpus:
                 if child.asked.get(gpu.key, float("inf")) <= taken_at:
                     del child.asked[gpu.key]
-        else:
-            self._kill(child)  # it has said its last word
-            child.doomed = True
+        child.said_why = not isinstance(observation, Snapshot)
 
     def _read_errors(self) -> None:
         child = self._child
@@ -195,7 +217,7 @@ class Sampler:
 
     def _bury(self, child: _Child) -> None:
         """Its output has ended: it is dead, or as good as. Another one follows after a while."""
-        if not child.doomed:
+        if not child.doomed and not child.said_why:
             self._read_errors()
             last_words = child.errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
             last_words = last_words.removeprefix("smartsched: ")
@@ -203,8 +225,7 @@ class Sampler:
             self._observations.append(SamplerTrouble(self._host, why))
         self._let_go(child)
         self._child = None
-        self._restart_at = self._now + self._backoff
-        self._backoff = min(self._backoff * 2, _LONGEST_BACKOFF_SECONDS)
+        self._restart_at = None
 
     def _kill(self, child: _Child) -> None:
         with suppress(ProcessLookupError):

@@ -1,6 +1,7 @@
 """Where commands go that are longer than the kernel takes in one argument."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from smartsched.core.model import JobId
@@ -27,7 +28,8 @@ class ScriptFolder:
 
     def close(self) -> None:
         if self._folder is not None:
-            self._folder.rmdir()
+            with suppress(OSError):  # a job that cannot be killed still has its script
+                self._folder.rmdir()
 
     def _own_folder(self) -> Path:
         if self._folder is None:
