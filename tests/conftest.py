@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,7 +68,7 @@ def old_stub_library(stub_libraries: Path) -> Path:
 
 
 @pytest.fixture
-def stub_machine(tmp_path: Path, stub_library: Path) -> Iterator[Callable[..., StubMachine]]:
+def stub_machine(tmp_path: Path, stub_library: Path) -> Callable[..., StubMachine]:
     """Makes the test's machine out of GPUs: stub_machine(StubGpu(0), StubGpu(1))."""
 
     def make(*gpus: StubGpu) -> StubMachine:
