@@ -378,8 +378,8 @@ def test_after_a_long_sleep_the_backoff_still_counts_from_the_death(box_of: Make
 
 
 def test_a_silent_child_is_trouble_after_the_patience_and_killed(box_of: MakeBox):
-    box = box_of("signal.signal(15, signal.SIG_IGN); signal.pause()", patience_seconds=0.2)
     began = time.monotonic()
+    box = box_of("signal.signal(15, signal.SIG_IGN); signal.pause()", patience_seconds=0.2)
 
     box.until(box.troubles)
 
