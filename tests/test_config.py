@@ -9,17 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smartsched.cli.parser import parse
-from smartsched.config import (
-    Config,
-    configure,
-    parse_count,
-    parse_duration,
-    parse_limit,
-    parse_percent,
-    parse_size,
-)
+from smartsched.config import Config, configure, parse_limit
 from smartsched.core.freeness import Share, Size
 from smartsched.core.selection import ByIndex, BySlot, ByUuid
+from smartsched.core.units import parse_count, parse_duration, parse_percent, parse_size
 from smartsched.errors import UsageError
 
 GIB = 2**30

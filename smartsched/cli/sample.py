@@ -15,7 +15,8 @@ from typing import TypeAlias
 
 from smartsched.core import codec
 from smartsched.core.model import Observation
-from smartsched.errors import DriverError
+from smartsched.core.units import parse_interval
+from smartsched.errors import DriverError, UsageError
 
 Read: TypeAlias = Callable[[Collection[str] | None], Observation]
 
@@ -26,9 +27,10 @@ for programs of your own. The fields are described in the README."""
 
 def main(words: list[str]) -> int:
     args = _parser().parse_args(words)
-    from smartsched.config import parse_interval
-
-    interval = parse_interval(args.interval)
+    try:
+        interval = parse_interval(args.interval)
+    except UsageError as error:
+        raise UsageError(f"--interval: {error}") from error
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing here is worth a traceback
     try:
@@ -63,7 +65,7 @@ def _source(args: argparse.Namespace) -> Read:
 
 
 def _driver() -> Read:
-    from smartsched.cli.wiring import this_host
+    from smartsched.cli.host import this_host
     from smartsched.core.model import Snapshot
     from smartsched.edges import nvml
     from smartsched.edges.who import Register
@@ -82,7 +84,7 @@ def _driver() -> Read:
 
 
 def _simulated(text: str) -> Read:
-    from smartsched.cli.wiring import this_host
+    from smartsched.cli.host import this_host
     from smartsched.core.model import Snapshot
     from smartsched.simulation.colleagues import Colleagues, parse_simulation
 
@@ -146,7 +148,7 @@ def _emit(read: Read, only: Collection[str] | None) -> None:
 
 
 def _emit_trouble(why: str) -> None:
-    from smartsched.cli.wiring import this_host
+    from smartsched.cli.host import this_host
     from smartsched.core.model import SamplerTrouble
 
     trouble = SamplerTrouble(this_host(), why)

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from smartsched.core.model import HostName, SamplerTrouble, Snapshot
+from smartsched.cli.host import this_host
+from smartsched.core.model import SamplerTrouble, Snapshot
 from smartsched.core.policy import Policy
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.sampler import Sampler
@@ -22,10 +23,6 @@ _ADVICE = "; to try smartsched without a GPU, add --simulate 4"
 def new_run_name() -> str:
     """Names sort by time; the pid tells runs of the same second apart."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-
-
-def this_host() -> HostName:
-    return HostName(os.uname().nodename)
 
 
 def check_source(args: argparse.Namespace) -> None:

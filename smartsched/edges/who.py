@@ -5,11 +5,12 @@ that belong to us, since nobody else's tag would be believed.
 """
 
 import os
-from typing import Any, Literal, NamedTuple
-
-import psutil
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from smartsched.core.model import GpuProcess
+
+if TYPE_CHECKING:
+    import psutil  # takes longer to import than a sample to take: only once somebody is there
 
 TAG_VARIABLES = ("SMARTSCHED_RUN", "SMARTSCHED_JOB", "SMARTSCHED_ATTEMPT")
 _LONGEST_COMMAND = 300
@@ -46,6 +47,8 @@ class Register:
             del self._known[pid]
 
     def _identify(self, pid: int) -> _Identity:
+        import psutil
+
         process, identity = self._known.get(pid, (None, _NOBODY))
         if process is not None and not _was_recycled(process):
             return identity
@@ -58,12 +61,14 @@ class Register:
         return identity
 
 
-def _was_recycled(process: psutil.Process) -> bool:
+def _was_recycled(process: "psutil.Process") -> bool:
     """Whether the pid is somebody else's by now. A process that ended is still itself."""
+    import psutil
+
     return bool(psutil.pid_exists(process.pid)) and not process.is_running()
 
 
-def _read(process: psutil.Process) -> _Identity:
+def _read(process: "psutil.Process") -> _Identity:
     with process.oneshot():
         uid = process.uids().real
         return _Identity(
@@ -75,13 +80,13 @@ def _read(process: psutil.Process) -> _Identity:
         )
 
 
-def _command(process: psutil.Process) -> str | None:
+def _command(process: "psutil.Process") -> str | None:
     arguments = _try(process.cmdline)
     command = " ".join(arguments) if arguments else _try(process.name)
     return command[:_LONGEST_COMMAND].encode("utf-8", "replace").decode() if command else None
 
 
-def _run_tag(process: psutil.Process) -> str | None:
+def _run_tag(process: "psutil.Process") -> str | None:
     environment = _try(process.environ) or {}
     values = [environment.get(name, "") for name in TAG_VARIABLES]
     return "/".join(values) if all(values) else None
@@ -95,6 +100,8 @@ def _session(pid: int) -> int | None:
 
 
 def _try(question: Any) -> Any:
+    import psutil
+
     try:
         return question()
     except (psutil.Error, OSError, KeyError):

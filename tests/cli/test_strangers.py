@@ -58,14 +58,14 @@ def test_ignored_people_do_not_count(box: Box):
 def test_nothing_waits_for_our_own_use_to_calm_down(box: Box):
     """After a job that kept its GPU busy, the next one starts without another window."""
     commands = [box.training(str(n), "--mem", str(30 * GIB), "--seconds", "0.2") for n in range(5)]
-    box.machine.set(0, history_seconds=20)
+    box.machine.set(0, history_seconds=90)
     began = time.monotonic()
 
-    done = box.run("--gpus", "0", "--interval", "100ms", "--free-for", "10s", commands=commands)
+    done = box.run("--gpus", "0", "--interval", "100ms", "--free-for", "60s", commands=commands)
 
     assert done.status == 0
     assert len(box.trained()) == 5
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 FREE_FOR_SECONDS = 0.5
