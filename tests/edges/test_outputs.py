@@ -14,7 +14,6 @@ from smartsched.edges.outputs import LogFiles, Tagged, Untouched, log_name, tail
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import UsageError
 from tests.edges.jobs import Dispatcher, launch_of
-from tests.waiting import wait_until
 
 MakeDispatcher = Callable[..., Dispatcher]
 
@@ -302,7 +301,7 @@ def test_a_process_left_behind_does_not_hold_up_the_output(tagged: Dispatcher, l
     listener.listen()
     run = tagged.start("sleep 600 & echo here")
     assert tagged.exit_of(run).leftovers >= 1
-    wait_until(lambda: listener.heard)
+    tagged.until(lambda: listener.heard)
 
     tagged.processes.kill(run)
     tagged.cleared(run)
