@@ -5,15 +5,14 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.stub_nvml import TRAIN, StubMachine
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
-PATIENCE_SECONDS = 60.0
 PROGRAM = (sys.executable, "-m", "smartsched")
 ROOT = Path(__file__).parents[2]
 MOMENT = ("--free-for", "0", "--interval", "100ms")
@@ -109,18 +108,6 @@ class Box:
             if session.process.poll() is None:
                 session.process.kill()
                 session.process.wait()
-
-
-def wait_until(
-    condition: Callable[[], object],
-    what: str,
-    dump: Callable[[], str] = lambda: "",
-    seconds: float = PATIENCE_SECONDS,
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain until {what}\n{dump()}"
-        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:

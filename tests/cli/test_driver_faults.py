@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from tests.cli.harness import MOMENT, Box, wait_until
+from tests.cli.harness import MOMENT, Box
+from tests.waiting import wait_until
 
 LIBRARY_NOT_FOUND, DRIVER_NOT_LOADED, VERSION_MISMATCH, UNKNOWN, LOST = 12, 9, 18, 999, 15
 

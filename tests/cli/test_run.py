@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import MOMENT, Box, a_pipe, alive, wait_until
+from tests.cli.harness import MOMENT, Box, a_pipe, alive
 from tests.stub_nvml import GIB
+from tests.waiting import wait_until
 
 
 def test_every_command_of_a_list_runs_once_and_its_failures_are_the_exit_status(box: Box):

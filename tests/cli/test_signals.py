@@ -1,9 +1,12 @@
 """Ctrl-C, hangups and terminations of the real program."""
 
+import os
 import signal
+import subprocess
 import time
 
-from tests.cli.harness import MOMENT, Box, alive, wait_until
+from tests.cli.harness import MOMENT, PROGRAM, Box, alive
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 SLEEPER = "echo $$ >> pids; exec sleep 600"
 
@@ -97,8 +100,6 @@ def test_a_stopped_job_notices_that_it_is_to_end(box: Box):
     session = box.start(*MOMENT, "--grace", "1h", str(box.list_of([SLEEPER])))
     pids = running(box, 1)
     (box.folder / "pids").unlink()
-    import os
-
     os.kill(pids[0], signal.SIGSTOP)
     session.signal(signal.SIGTERM)
 
@@ -121,10 +122,6 @@ def test_jobs_of_a_stopped_and_continued_dispatcher_are_not_concerned(box: Box):
 
 
 def test_nohup_keeps_its_meaning(box: Box):
-    import subprocess
-
-    from tests.cli.harness import PATIENCE_SECONDS, PROGRAM
-
     listing = box.list_of(["until test -e go; do sleep 0.01; done", "touch second"])
     process = subprocess.Popen(
         ["nohup", *PROGRAM, *MOMENT, "--gpus", "0", str(listing)],

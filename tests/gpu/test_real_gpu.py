@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import MOMENT, PATIENCE_SECONDS, PROGRAM, wait_until
+from tests.cli.harness import MOMENT, PROGRAM
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 pytestmark = pytest.mark.gpu
 

@@ -18,16 +18,14 @@ from tests.stub_nvml import (
     TRAIN,
     StubGpu,
     StubMachine,
-    build,
-    has_compiler,
     stranger_process,
 )
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PATIENCE_SECONDS = 20
 
 PRELUDE = """
 import json, os, sys, time
@@ -61,22 +59,10 @@ first = n.nvmlDeviceGetHandleByIndex(0)
 """
 
 
-@pytest.fixture(scope="session")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not has_compiler():
-        if os.environ.get("CI"):
-            pytest.fail("CI must have a C compiler: the driver stub is untested without one")
-        pytest.skip("no C compiler to build the driver stub with")
-    into = tmp_path_factory.mktemp("stub_nvml")
-    build(into)
-    build(into, old_driver=True)
-    return into
-
-
 @pytest.fixture
-def machine(tmp_path: Path, libraries: Path) -> StubMachine:
+def machine(tmp_path: Path, stub_libraries: Path) -> StubMachine:
     gpus = [StubGpu(0, reserved_bytes=GIB), StubGpu(1, name="Other Card")]
-    return StubMachine(tmp_path / "machine", libraries / "driver", gpus)
+    return StubMachine(tmp_path / "machine", stub_libraries / "driver", gpus)
 
 
 @pytest.fixture
@@ -135,13 +121,6 @@ def train(machine: StubMachine, visible: str | None, *options: object) -> int:
         train_command(*options), env=env, capture_output=True, timeout=PATIENCE_SECONDS, check=False
     )
     return done.returncode
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "the awaited condition did not come true"
-        time.sleep(0.005)
 
 
 def words_of(log: Path) -> list[str]:
@@ -582,8 +561,8 @@ say(took)
     assert said[1] < said[0]
 
 
-def test_an_old_driver_lacks_the_new_calls(tmp_path: Path, libraries: Path) -> None:
-    machine = StubMachine(tmp_path / "machine", libraries / "old-driver", [StubGpu(0)])
+def test_an_old_driver_lacks_the_new_calls(tmp_path: Path, stub_libraries: Path) -> None:
+    machine = StubMachine(tmp_path / "machine", stub_libraries / "old-driver", [StubGpu(0)])
 
     said = ask(
         machine,
