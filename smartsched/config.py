@@ -2,10 +2,10 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal, TypeVar
 
 from smartsched.core.freeness import Share, Size, Thresholds
@@ -66,7 +66,7 @@ def configure(args: argparse.Namespace, run_name: str) -> Config:
         command=args.command,
         inputs=tuple(args.files),
         output=output,
-        logs=args.logs,
+        logs=os.path.abspath(args.logs) if args.wd is not None else args.logs,
         shell=_shell(args.shell),
         working_directory=args.wd,
         quiet=args.quiet,
@@ -133,7 +133,7 @@ def _selection(args: argparse.Namespace) -> tuple[Selection, tuple[str, ...]]:
 def _before_the_first_invalid(devices: str) -> str:
     """CUDA itself reads the list up to the first negative number (CUDA C++ Programming Guide,
     "CUDA Environment Variables")."""
-    return devices.split("-1", 1)[0] if re.search(r"(^|,)-1", devices) else devices
+    return ",".join(takewhile(lambda device: device.strip() != "-1", devices.split(",")))
 
 
 def _shell(asked: str | None) -> str:

@@ -9,11 +9,21 @@ from smartsched.core.events import Event, InputEnded, JobAccepted, LineRejected,
 from smartsched.core.model import JobSpec, Timestamp
 from smartsched.core.policy import Policy
 from smartsched.core.state import Closing, State, apply, see
-from smartsched.ports import Clock, GpuSource, Intake, Launcher, Observer, Requests, Waiter
+from smartsched.ports import (
+    Clock,
+    GpuSource,
+    Intake,
+    Launcher,
+    Observer,
+    Requests,
+    Waiter,
+)
 
 # Commands read ahead of their start. Enough to fill every GPU of a large box at once; the rest of
 # the list stays where it is, so that its length costs nothing.
 QUEUE_WINDOW = 64
+# Lines looked at in one tick, commands or not: bad ones must not keep us from everything else.
+LINES_A_TICK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,7 @@ class Loop:
     def __init__(self, world: World, policy: Policy) -> None:
         self._world = world
         self.state = State(policy)
+        self._more_input = False
 
     def run(self) -> State:
         """Tick until every command has its end or the user wants no more. The state at the end."""
@@ -53,21 +64,25 @@ class Loop:
         self._record(world.requests.take(now), now)
         self._record(world.launcher.take(now), now)
         for observation in world.gpus.take(now):
-            see(self.state, observation)
+            see(self.state, observation, now)
+        self._more_input = False
         if self.state.closing is Closing.NO and self.state.input_open:
             self._accept(now)
 
     def _accept(self, now: Timestamp) -> None:
         intake = self._world.intake
-        while (room := QUEUE_WINDOW - len(self.state.queue)) > 0:
+        budget = LINES_A_TICK
+        while (room := min(QUEUE_WINDOW - len(self.state.queue), budget)) > 0:
             arrived = intake.take(room)
             if not arrived:
                 break
+            budget -= len(arrived)
             for line in arrived:
                 if isinstance(line, JobSpec):
                     self._record([JobAccepted(now, self.state.next_job(), line)], now)
                 else:
                     self._record([LineRejected(now, line.source, line.why)], now)
+        self._more_input = budget == 0 or intake.has_more()
         if intake.ended():
             self._record([InputEnded(now)], now)
 
@@ -98,6 +113,8 @@ class Loop:
 
     def wake_at(self, decision: Decision) -> Timestamp:
         """How long it may sleep if nothing happens."""
+        if self._more_input and len(self.state.queue) < QUEUE_WINDOW:
+            return self._world.clock.now()
         world = self._world
         return min(
             decision.wake_at,

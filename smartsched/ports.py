@@ -1,6 +1,6 @@
 """What the loop needs from the outside world; the edges provide it, the simulation fakes it.
 
-Nothing here blocks but `Waiter.wait`: everything else answers with what there is by now.
+Nothing here waits but `Waiter.wait`: everything else answers with what there is by now.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,6 +71,10 @@ class Launcher(Protocol):
 class Intake(Protocol):
     def take(self, most: int) -> Sequence[JobSpec | BadLine]:
         """Up to `most` commands that have arrived."""
+        ...
+
+    def has_more(self) -> bool:
+        """Whether another call would find more at once."""
         ...
 
     def ended(self) -> bool:

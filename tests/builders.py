@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from smartsched.core import freeness
+from smartsched.core import state as core_state
 from smartsched.core.decide import Decision, decide
 from smartsched.core.events import (
     Event,
@@ -12,7 +14,7 @@ from smartsched.core.events import (
     RunLaunched,
     RunPlaced,
 )
-from smartsched.core.freeness import Thresholds, Watch, observe
+from smartsched.core.freeness import Thresholds, Watch
 from smartsched.core.model import (
     Ending,
     Exited,
@@ -25,6 +27,7 @@ from smartsched.core.model import (
     HostName,
     JobId,
     JobSpec,
+    Observation,
     PlacedGpu,
     Placement,
     RunKey,
@@ -32,7 +35,7 @@ from smartsched.core.model import (
     UtilizationPoint,
 )
 from smartsched.core.policy import Policy
-from smartsched.core.state import State, replay, see
+from smartsched.core.state import State, replay
 from smartsched.core.strangers import Hold
 
 T0 = 1_000_000.0
@@ -189,3 +192,21 @@ def launches(decision: Decision) -> list[tuple[int, str]]:
 def decided(state: State, seconds: float = 0.0) -> Decision:
     """What is decided so long after T0."""
     return decide(state, T0 + seconds)
+
+
+def see(state: State, observation: Observation, now: float | None = None) -> None:
+    """Heard at once unless said otherwise."""
+    heard = observation.taken_at if isinstance(observation, Snapshot) else T0
+    core_state.see(state, observation, heard if now is None else now)
+
+
+def observe(
+    watch: Watch | None,
+    reading: GpuReading,
+    taken_at: float,
+    hold: Hold | None,
+    thresholds: Thresholds,
+    max_gap_seconds: float,
+) -> Watch:
+    """Heard at once."""
+    return freeness.observe(watch, reading, taken_at, taken_at, hold, thresholds, max_gap_seconds)

@@ -29,7 +29,7 @@ from smartsched.core.model import (
     Timestamp,
 )
 from smartsched.core.state import Closing, State
-from smartsched.loop import QUEUE_WINDOW, Loop, World
+from smartsched.loop import LINES_A_TICK, QUEUE_WINDOW, Loop, World
 from tests.builders import T0, a_policy, a_run, a_sample, a_snapshot, a_spec, exited
 
 NEVER = float("inf")
@@ -108,6 +108,9 @@ class FakeIntake:
         self.asked_for.append(most)
         taken, self.lines = self.lines[:most], self.lines[most:]
         return taken
+
+    def has_more(self) -> bool:
+        return False
 
     def ended(self) -> bool:
         return not self.lines and not self.open
@@ -268,6 +271,9 @@ def test_any_number_of_bad_lines_takes_no_room():
     bad = [BadLine(f"list:{number}", "holds a NUL byte") for number in range(5 * QUEUE_WINDOW)]
     world = FakeWorld(*bad, a_spec(), gpus=0)
 
+    decision = world.loop.tick()
+    assert world.loop.state.totals.rejected == LINES_A_TICK
+    assert world.loop.wake_at(decision) <= world.clock.now()
     world.loop.tick()
 
     assert world.loop.state.totals.rejected == 5 * QUEUE_WINDOW
@@ -319,6 +325,7 @@ def test_postponed_commands_start_in_the_order_of_the_list():
     world.loop.tick()
     world.launcher.start = lambda run, now: RunLaunched(now, run, 77, None)
     world.clock.time += 5
+    world.gpus.told = [a_snapshot(*(a_sample(n) for n in range(3)), at=world.clock.time)]
 
     world.loop.tick()
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from smartsched.errors import EXIT_INTERRUPTED, EXIT_OTHER, EXIT_USAGE, SmartschedError
 
@@ -10,6 +11,7 @@ from smartsched.errors import EXIT_INTERRUPTED, EXIT_OTHER, EXIT_USAGE, Smartsch
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one invocation; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_streams()
     try:
         status = _dispatch(words)
         sys.stdout.flush()
@@ -18,8 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read our stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # whoever stopped reading has seen enough
+            place = f": {error.filename}" if error.filename else ""
+            _complain(f"{error.strerror}{place}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more at its exit
         return EXIT_OTHER
     return status
 
@@ -44,8 +49,19 @@ def _dispatch(words: list[str]) -> int:
     return run.main(args)
 
 
+def _open_standard_streams() -> None:
+    """Whoever started us may have closed them: what we open must not take their numbers."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.set_inheritable(fd, True)
+            setattr(sys, name, open(fd, mode))  # noqa: SIM115  # for as long as we live
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # what a locale cannot say
+
+
 def _complain(message: str) -> None:
-    try:
-        print(f"smartsched: {message}", file=sys.stderr)
-    except (UnicodeEncodeError, OSError):
-        os.write(2, f"smartsched: {message}\n".encode("ascii", "backslashreplace"))
+    text = f"smartsched: {message}\n".replace("\x1b", "\\x1b")
+    with suppress(OSError):  # nobody may be there to be told
+        os.write(2, text.encode("utf-8", "backslashreplace"))

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from smartsched.cli.wiring import check_source, first_snapshot, new_run_name, start_sampler
 from smartsched.config import Config, configure
 from smartsched.core import words
+from smartsched.core.decide import current_verdict
 from smartsched.core.events import JobAccepted
-from smartsched.core.freeness import Unknown, Watch, verdict
-from smartsched.core.model import BadLine, GpuSample, JobSpec
+from smartsched.core.freeness import Unknown
+from smartsched.core.model import BadLine, GpuSample, JobSpec, Timestamp
 from smartsched.core.state import State, apply, see
 from smartsched.core.survey import Survey, as_json, survey
 from smartsched.edges.clock import SteadyClock
@@ -38,9 +39,12 @@ def main(args: argparse.Namespace) -> int:
     )
     try:
         commands = list(_commands(config))
+        notes = config.notes
+        if len(commands) == _MOST_COMMANDS:
+            notes += (f"looked at the first {_MOST_COMMANDS:,} commands of the list only",)
         snapshot, policy = first_snapshot(sampler, waiter, clock, config.policy)
         state = State(policy)
-        see(state, snapshot)
+        see(state, snapshot, clock.now())
         _observe_for_the_window(state, sampler, waiter, clock, config)
         for spec in commands:
             apply(state, JobAccepted(clock.now(), state.next_job(), spec))
@@ -48,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     finally:
         sampler.close()
         waiter.close()
-    _show(found, config, args.json)
+    _show(found, config, notes, as_object=args.json)
     return 0 if found.any_free else EXIT_NONE_FREE
 
 
@@ -56,7 +60,7 @@ def _observe_for_the_window(
     state: State, sampler: Sampler, waiter: Waiter, clock: SteadyClock, config: Config
 ) -> None:
     window = config.policy.thresholds.free_for_seconds
-    if not _window_is_open(state, window):
+    if not _window_is_open(state, clock.now()):
         return
     if not config.quiet:
         print(
@@ -64,19 +68,20 @@ def _observe_for_the_window(
             f" watching the GPUs for {words.duration(window)}",
             file=sys.stderr,
         )
-    while _window_is_open(state, window):
-        waiter.wait(sampler.wake_at())
+    deadline = clock.now() + window + state.policy.stale_after_seconds
+    while _window_is_open(state, clock.now()) and clock.now() < deadline:
+        waiter.wait(min(sampler.wake_at(), deadline))
         for observation in sampler.take(clock.now()):
-            see(state, observation)
+            see(state, observation, clock.now())
 
 
-def _window_is_open(state: State, window: float) -> bool:
+def _window_is_open(state: State, now: Timestamp) -> bool:
     """Whether some GPU might still turn out to be free by being watched for longer."""
-    return any(_may_turn_out_free(watch, window) for watch in state.gpus.values())
-
-
-def _may_turn_out_free(watch: Watch, window: float) -> bool:
-    return isinstance(watch.latest, GpuSample) and isinstance(verdict(watch, window), Unknown)
+    return any(
+        isinstance(watch.latest, GpuSample)
+        and isinstance(current_verdict(state, watch, now), Unknown)
+        for watch in state.gpus.values()
+    )
 
 
 def _commands(config: Config) -> Iterator[JobSpec]:
@@ -122,10 +127,10 @@ def _something_comes(lines: Lines) -> bool:
     return fd is not None and bool(select.select([fd], [], [], _SILENCE_SECONDS)[0])
 
 
-def _show(found: Survey, config: Config, as_object: bool) -> None:
+def _show(found: Survey, config: Config, notes: Sequence[str], *, as_object: bool) -> None:
     if as_object:
-        print(json.dumps(as_json(found, config.policy, config.notes), indent=2))
+        print(json.dumps(as_json(found, config.policy, notes), indent=2))
         return
     from smartsched.edges.screen import print_survey
 
-    print_survey(found, config.notes, color=config.color)
+    print_survey(found, notes, color=config.color)

@@ -39,6 +39,9 @@ Each job sees CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER=PCI_BUS_ID, PYTHONUNBUFFER
 SMARTSCHED_JOB, SMARTSCHED_ATTEMPT, SMARTSCHED_GPUS, SMARTSCHED_GPU_UUIDS and SMARTSCHED_RUN."""
 
 
+_OF_IDS = ("--gpus", "--exclude")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"smartsched: {message}; see smartsched --help", file=sys.stderr)
@@ -76,17 +79,18 @@ def _as_bytes_see_it(text: str) -> str:
 
 def _join_gpu_ids(words: list[str]) -> list[str]:
     """`--gpus 0 1 2 FILE` -> `--gpus 0,1,2 FILE`: an option of many values would eat the file."""
-    if not {"--gpus", "--exclude"}.intersection(words):
+    if not any(word.startswith(_OF_IDS) for word in words):
         return words
     from smartsched.core.selection import looks_like_ids
 
     joined: list[str] = []
     ids_may_follow = False
     for word in words:
-        if ids_may_follow and looks_like_ids(word) and looks_like_ids(joined[-1]):
+        if ids_may_follow and looks_like_ids(word) and looks_like_ids(joined[-1].split("=")[-1]):
             joined[-1] += f",{word}"
             continue
-        ids_may_follow = bool(joined) and joined[-1] in ("--gpus", "--exclude")
+        after = joined[-1] if joined else ""
+        ids_may_follow = after in _OF_IDS or word.startswith(tuple(f"{o}=" for o in _OF_IDS))
         joined.append(word)
     return joined
 

@@ -4,17 +4,21 @@ import argparse
 import os
 import stat
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TextIO, cast
 
 from smartsched.cli.wiring import check_source, first_snapshot, new_run_name, start_sampler
 from smartsched.config import Config, configure
 from smartsched.core.model import Exited, Killed, NotStarted
 from smartsched.core.state import Closing, State, see
 from smartsched.edges.clock import SteadyClock
+from smartsched.edges.family import Family
 from smartsched.edges.intake import Input, Lines, OneCommand, open_inputs
 from smartsched.edges.narrator import Narrator, View
 from smartsched.edges.outputs import LogFiles, Tagged, Untouched, tail
+from smartsched.edges.patient import PatientStream
 from smartsched.edges.plain import PlainView
 from smartsched.edges.processes import Processes
 from smartsched.edges.requests import SignalRequests
@@ -63,7 +67,24 @@ def _run(
     if config.progress:
         import smartsched.edges.screen  # noqa: F401  # takes as long as the driver takes to answer
     snapshot, policy = first_snapshot(sampler, waiter, clock, config.policy)
-    output = _output(config, waiter)
+    single = config.command is not None
+    stderr = PatientStream(2)
+    stack.callback(stderr.finish)
+    view = _view(config, inputs, stderr)
+    stack.callback(view.close)
+    narrator = Narrator(
+        view,
+        tail=tail,
+        quiet=config.quiet,
+        verbose=config.verbose,
+        single=single,
+        logs=_log_folder(config),
+    )
+    for note in config.notes:
+        narrator.warn(note, clock.now())
+    output = _output(
+        config, waiter, lambda why: narrator.warn(f"jobs' output is dropped: {why}", clock.now())
+    )
     stack.callback(output.close)
     scripts = ScriptFolder(config.policy.run_name)
     stack.callback(scripts.close)
@@ -74,24 +95,32 @@ def _run(
         run_name=config.policy.run_name,
         output=output,
         scripts=scripts,
-        other_children=sampler.pids,
+        family=Family(sampler.pids),
     )
     stack.callback(processes.close)
+    requests = SignalRequests(waiter, single=single)
     intake = _intake(config, inputs, waiter)
-    narrator = Narrator(
-        _view(config, inputs),
-        tail=tail,
-        quiet=config.quiet,
-        verbose=config.verbose,
-        single=config.command is not None,
-    )
-    requests = SignalRequests(waiter)
     loop = Loop(World(clock, waiter, sampler, processes, intake, requests, narrator), policy)
-    see(loop.state, snapshot)
+    see(loop.state, snapshot, clock.now())
     state = loop.run()
-    output.close()  # what jobs said comes before what we say of them
+    _settle(output, waiter, requests, clock, state)
+    view.close()
     narrator.finish(state, clock.now())
-    return exit_status(state, single=config.command is not None)
+    return exit_status(state, single=single)
+
+
+def _settle(
+    output: LogFiles | Tagged | Untouched,
+    waiter: Waiter,
+    requests: SignalRequests,
+    clock: SteadyClock,
+    state: State,
+) -> None:
+    """Let whoever reads the jobs' output take the rest of it, unless the user wants no more."""
+    stopped = state.closing >= Closing.STOP
+    until = clock.now() + state.policy.grace_seconds if stopped else float("inf")
+    while not output.is_settled() and clock.now() < until and not requests.take(clock.now()):
+        waiter.wait(until)
 
 
 def exit_status(state: State, *, single: bool) -> int:
@@ -135,29 +164,29 @@ def _change_to(folder: str) -> None:
         raise UsageError(f"--wd: cannot go to {folder}: {error.strerror}") from error
 
 
-def _output(config: Config, waiter: Waiter) -> LogFiles | Tagged | Untouched:
+def _log_folder(config: Config) -> str | None:
+    return os.path.join(config.logs, config.policy.run_name) if config.output == "log" else None
+
+
+def _output(
+    config: Config, waiter: Waiter, when_gone: Callable[[str], None]
+) -> LogFiles | Tagged | Untouched:
     match config.output:
         case "log":
             return LogFiles(Path(config.logs) / config.policy.run_name)
         case "tag":
-            return Tagged(waiter, 1, _say_that_nobody_reads)
+            return Tagged(waiter, 1, when_gone)
         case "raw":
             return Untouched()
 
 
-def _say_that_nobody_reads() -> None:
-    print(
-        "smartsched: nobody reads standard output any more; jobs go on, their output is dropped",
-        file=sys.stderr,
-    )
-
-
-def _view(config: Config, inputs: list[Input]) -> View:
+def _view(config: Config, inputs: list[Input], stderr: PatientStream) -> View:
+    stream = cast("TextIO", stderr)  # it is one in all but name
     if not config.progress:
-        return PlainView()
+        return PlainView(stream)
     from smartsched.edges.screen import LiveView
 
-    return LiveView(color=config.color, expected_commands=_lines_in(inputs))
+    return LiveView(stream, color=config.color, expected_commands=_lines_in(inputs))
 
 
 def _lines_in(inputs: list[Input]) -> int | None:

@@ -124,9 +124,10 @@ def wall_seconds(fields: Fields) -> float:
     return _number(fields, "time")
 
 
-def decode(fields: Fields, *, taken_at: float) -> Observation:
-    """What the fields say, with `taken_at` as its time. Raises BadSnapshotError."""
-    host = HostName(_text(fields, "host"))
+def decode(fields: Fields, *, taken_at: float, host: HostName | None = None) -> Observation:
+    """What the fields say, with `taken_at` as its time, and of `host` whatever they say of that
+    (recordings travel). Raises BadSnapshotError."""
+    host = host or HostName(_text(fields, "host"))
     if "trouble" in fields:
         return SamplerTrouble(host, _text(fields, "trouble"))
     gpus = tuple(_decode_gpu(host, gpu) for gpu in _objects(fields, "gpus"))

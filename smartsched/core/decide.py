@@ -1,5 +1,6 @@
 """The scheduler's whole mind: a pure function from what we believe to what to do next."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from smartsched.core import words
@@ -12,11 +13,20 @@ from smartsched.core.events import (
     RunStopping,
     WaitTimedOut,
 )
-from smartsched.core.freeness import Busy, Free, Unknown, Verdict, Watch, verdict
+from smartsched.core.freeness import (
+    Busy,
+    Free,
+    Unknown,
+    Verdict,
+    Watch,
+    breach_words,
+    verdict,
+)
 from smartsched.core.model import (
     GpuKey,
     GpuSample,
     GpuUnreadable,
+    Job,
     Lingering,
     Placement,
     Run,
@@ -34,6 +44,9 @@ from smartsched.core.strangers import Hold, memory_is_back
 # A process that does not even die of SIGKILL hangs in the kernel; nothing we do changes that.
 UNKILLABLE_AFTER_SECONDS = 10.0
 NONE_LEFT = "every free GPU is given to an earlier command"
+# Between samples a colleague may come: before a start the GPU is looked at once more.
+JUST_SEEN_SECONDS = 0.05
+LONGEST_LOOK_SECONDS = 2.0
 # How soon to look again for memory that has not come back: half of the time since, within bounds.
 _FIRST_LOOK_AGAIN_SECONDS = 0.02
 
@@ -132,23 +145,42 @@ def _place_queued_jobs(
         decision.wake_by(state.postponed_until)
         decision.waiting = Wait(f"could not start a command: {state.postponed_why}; trying again")
         return
+    planned, decision.waiting = plan(state, now, released)
+    for job, placement in planned:
+        unseen = [gpu.key for gpu in placement.gpus if not _just_seen(state.gpus[gpu.key], now)]
+        if unseen:
+            decision.actions += [Refresh(gpu, now - JUST_SEEN_SECONDS) for gpu in unseen]
+        else:
+            run = RunKey(job.id, job.attempts + 1)
+            decision.events.append(RunPlaced(now, run, placement))
+            decision.actions.append(Launch(run, job.spec, placement))
+
+
+def plan(
+    state: State, now: Timestamp, released: Collection[GpuKey] = ()
+) -> tuple[list[tuple[Job, Placement]], Wait | None]:
+    """What goes where by all that was seen so far, and why the rest has to wait."""
     free = free_gpus(state, now, released)
+    planned: list[tuple[Job, Placement]] = []
     for job in state.queue:
         match place(free):
             case Wait():
-                decision.waiting = Wait(why_none_is_free(state, now) or NONE_LEFT)
-                return
+                return planned, Wait(why_none_is_free(state, now) or NONE_LEFT)
             case Placement() as placement:
-                run = RunKey(job.id, job.attempts + 1)
-                decision.events.append(RunPlaced(now, run, placement))
-                decision.actions.append(Launch(run, job.spec, placement))
+                planned.append((job, placement))
                 taken = {gpu.key for gpu in placement.gpus}
                 free = [gpu for gpu in free if gpu.reading.key not in taken]
+    return planned, None
 
 
-def free_gpus(
-    state: State, now: Timestamp, released: set[GpuKey] | frozenset[GpuKey] = frozenset()
-) -> list[FreeGpu]:
+def _just_seen(watch: Watch, now: Timestamp) -> bool:
+    """Whether nobody can have come in between. By its arrival, since a driver may take its time;
+    but not what waited to be heard while we were asleep."""
+    recent = now - watch.arrived_at <= JUST_SEEN_SECONDS
+    return recent and now - watch.taken_at <= LONGEST_LOOK_SECONDS
+
+
+def free_gpus(state: State, now: Timestamp, released: Collection[GpuKey] = ()) -> list[FreeGpu]:
     """What may be given away now, in the order in which it is: least strangers' memory first."""
     free = []
     for key, watch in state.gpus.items():
@@ -203,20 +235,31 @@ def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
         return withheld_because(state, key, now) or ""
     match verdict_now:
         case Busy(breaches):
-            return "; ".join(breach.words(watch.taken_at) for breach in breaches)
+            return "; ".join(breach_words(breaches, watch.taken_at))
         case Unknown(why):
             return why
         case Free():
             return ""
 
 
+def idles(state: State) -> bool:
+    """Whether there is a GPU where no run of ours is."""
+    return any(
+        (hold := state.holds.get(key)) is None or hold.cleared_at is not None for key in state.gpus
+    )
+
+
 def why_none_is_free(state: State, now: Timestamp) -> str:
-    """One clause a GPU, those that say the same together."""
+    """One clause a GPU, those that say the same together; of GPUs where runs of ours are, nothing
+    as long as there are others."""
     if not state.gpus:
         trouble = next(iter(state.troubles.values()), None)
         return trouble.why if trouble is not None else "the GPUs have not been read yet"
     reasons: dict[str, list[str]] = {}
+    held = [key for key in state.gpus if (hold := state.holds.get(key)) and hold.cleared_at is None]
     for key, watch in state.in_order():
+        if key in held and len(held) < len(state.gpus):
+            continue
         reasons.setdefault(why_not(state, key, watch, now), []).append(label(watch.latest))
     return " · ".join(f"GPU {','.join(gpus)}: {why}" for why, gpus in reasons.items() if why)
 

@@ -6,7 +6,8 @@ failed is all that a verdict needs.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from smartsched.core import words
@@ -35,7 +36,6 @@ UTILIZATION_PERIOD_SECONDS = 1.0
 UNEXPLAINED_FOR_SECONDS = 1.0
 # A history that ended longer ago does not reach up to now.
 FRESH_HISTORY_SECONDS = 2.0
-_UTILIZATION_SHOWN_SECONDS = 10.0
 _UTILIZATION_POINTS_KEPT = 600
 
 Test: TypeAlias = Literal[
@@ -86,6 +86,16 @@ class Breach:
         return " ".join(part for part in (self.test, self.value, self.limit) if part) + ago + who
 
 
+def breach_words(breaches: Sequence[Breach], now: Timestamp) -> tuple[str, ...]:
+    """In words, those that are to blame for several named once."""
+    named: set[str] = set()
+    said = []
+    for breach in breaches:
+        said.append((replace(breach, who="") if breach.who in named else breach).words(now))
+        named.add(breach.who)
+    return tuple(said)
+
+
 @dataclass(frozen=True, slots=True)
 class Free:
     strangers_memory_bytes: int
@@ -110,6 +120,7 @@ class Watch:
 
     latest: GpuReading
     taken_at: Timestamp
+    arrived_at: Timestamp
     since: Timestamp  # watched without a gap since then
     use: StrangersUse | None = None  # None: never readable so far
     breaches: dict[Test, Breach] = field(default_factory=dict)
@@ -124,16 +135,17 @@ def observe(
     watch: Watch | None,
     reading: GpuReading,
     taken_at: Timestamp,
+    arrived_at: Timestamp,
     hold: Hold | None,
     thresholds: Thresholds,
     max_gap_seconds: float,
 ) -> Watch:
     """Take in a reading that is not older than the ones before."""
     if watch is None:
-        watch = Watch(reading, taken_at, _history_begins(reading, taken_at))
+        watch = Watch(reading, taken_at, arrived_at, _history_begins(reading, taken_at))
     elif _was_blind(watch, taken_at, max_gap_seconds):
         watch.since = _history_begins(reading, taken_at)
-    watch.latest, watch.taken_at = reading, taken_at
+    watch.latest, watch.taken_at, watch.arrived_at = reading, taken_at, arrived_at
     if isinstance(reading, GpuSample):
         _take_in(watch, reading, hold, thresholds)
     return watch
@@ -234,8 +246,8 @@ def _take_in_utilization(
         watch.utilization.append((at, percent))
         if percent > limits.max_utilization_percent and not use.only_ignored:
             _blame_utilization(watch, at, percent, use, limits)
-    shown = max(limits.free_for_seconds, _UTILIZATION_SHOWN_SECONDS)
-    while watch.utilization and watch.utilization[0][0] < watch.taken_at - shown:
+    begins = watch.taken_at - limits.free_for_seconds
+    while len(watch.utilization) > 1 and watch.utilization[0][0] <= begins:
         watch.utilization.popleft()
 
 
@@ -274,7 +286,7 @@ def verdict(watch: Watch, free_for_seconds: float) -> Verdict:
 
 
 def utilization_over_window(watch: Watch) -> tuple[float, int] | None:
-    """Mean and maximum of what the device reported lately, in percent; None: nothing."""
+    """Mean and maximum of what the device reported, in percent; None: nothing."""
     if not watch.utilization:
         return None
     values = [percent for _, percent in watch.utilization]

@@ -46,6 +46,13 @@ class GpuProcess:
     ancestors: tuple[int, ...] = ()
 
 
+class Shell(NamedTuple):
+    """The first process of a run. It leads the run's group and session."""
+
+    pid: int
+    tag: str  # what the run's processes carry in their environment
+
+
 class UtilizationPoint(NamedTuple):
     """One entry of the driver's own history of the device's utilisation."""
 

@@ -24,7 +24,3 @@ class Policy:
     @property
     def stale_after_seconds(self) -> float:
         return self.interval_seconds + self.sample_deadline_seconds
-
-    def tag(self, job: int, attempt: int) -> str:
-        """What the processes of a run carry, so that they are known wherever they go."""
-        return f"{self.run_name}/{job}/{attempt}"

@@ -57,7 +57,11 @@ from smartsched.core.model import (
 )
 from smartsched.core.policy import Policy
 from smartsched.core.strangers import Hold, unexplained_bytes
+from smartsched.core.tag import tag_of
 from smartsched.errors import IllegalTransitionError
+
+FIRST_POSTPONE_SECONDS = 1.0
+LONGEST_POSTPONE_SECONDS = 30.0
 
 
 class Closing(IntEnum):
@@ -75,11 +79,12 @@ class Totals:
     rejected: int = 0
     ok: int = 0
     failed: int = 0
+    stopped: int = 0  # because the user asked
     gpu_seconds: float = 0.0
 
     @property
     def finished(self) -> int:
-        return self.ok + self.failed
+        return self.ok + self.failed + self.stopped
 
 
 @dataclass(slots=True)
@@ -97,6 +102,7 @@ class State:
     last_ending: Ending | None = None  # None: no job has ended so far
     postponed_until: Timestamp = float("-inf")
     postponed_why: str = ""
+    postpone_seconds: float = FIRST_POSTPONE_SECONDS
     gpus: dict[GpuKey, Watch] = field(default_factory=dict)
     # Selected or not: where the cards of a host were listed last, and which are out of reach.
     cards: dict[HostName, dict[GpuKey, int]] = field(default_factory=dict)
@@ -121,9 +127,6 @@ def replay(policy: Policy, events: Iterable[Event]) -> State:
     for event in events:
         apply(state, event)
     return state
-
-
-POSTPONED_SECONDS = 1.0
 
 
 def apply(state: State, event: Event) -> None:  # noqa: C901  # a table: one case an event
@@ -167,11 +170,11 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901  # a ta
         case Starting(_, placement), RunLaunched(at, key, pid):
             _set_status(state, key, Running(at, placement, pid))
             _amend_holds(state, key, pid=pid)
-            state.ever_launched = True
+            state.ever_launched, state.postpone_seconds = True, FIRST_POSTPONE_SECONDS
         case Starting(), RunPostponed(at, key, why):
             _queue_again(state, state.runs.pop(key).job)
             _drop_holds(state, key)
-            state.postponed_until, state.postponed_why = at + POSTPONED_SECONDS, why
+            _postpone(state, at, why)
         case Starting(), RunExited(_, key, NotStarted() as ending):
             state.last_ending = ending
             del state.runs[key]
@@ -208,6 +211,14 @@ def _place(state: State, event: RunPlaced) -> None:
         state.holds[gpu] = _new_hold(state, gpu, event)
 
 
+def _postpone(state: State, at: Timestamp, why: str) -> None:
+    """Nothing is started for a while; several that fail in one tick count as one failure."""
+    if at >= state.postponed_until:
+        state.postponed_until = at + state.postpone_seconds
+        state.postpone_seconds = min(2 * state.postpone_seconds, LONGEST_POSTPONE_SECONDS)
+    state.postponed_why = why
+
+
 def _queue_again(state: State, job: Job) -> None:
     """In its place: several may come back at once."""
     state.queue.append(job)
@@ -220,7 +231,7 @@ def _new_hold(state: State, gpu: GpuKey, event: RunPlaced) -> Hold:
     unexplained = unexplained_bytes(latest) if isinstance(latest, GpuSample) else 0
     return Hold(
         run=event.run,
-        tag=state.policy.tag(*event.run),
+        tag=tag_of(state.policy.run_name, event.run),
         since=event.at,
         unexplained_before_bytes=unexplained,
         pid=None,
@@ -238,6 +249,8 @@ def _end(state: State, event: RunExited, living: Running | Stopping) -> None:
     state.last_ending = event.ending
     if event.ending == Exited(0):
         state.totals.ok += 1
+    elif isinstance(living, Stopping):
+        state.totals.stopped += 1
     else:
         state.totals.failed += 1
     if event.leftovers:
@@ -277,7 +290,7 @@ def _is_lasting(key: GpuKey) -> bool:
     return not key.uuid.startswith(UNREAD)
 
 
-def see(state: State, observation: Observation) -> None:
+def see(state: State, observation: Observation, now: Timestamp) -> None:
     """Take in what a host says about its GPUs, or that it says nothing."""
     match observation:
         case SamplerTrouble(host):
@@ -288,28 +301,28 @@ def see(state: State, observation: Observation) -> None:
                 _see_cards(state, observation)
             for reading in observation.gpus:
                 if state.policy.selection.admits(reading):
-                    _see_gpu(state, reading, observation.taken_at)
+                    _see_gpu(state, reading, observation.taken_at, now)
             if observation.whole:
-                _miss_vanished(state, observation)
+                _miss_vanished(state, observation, now)
         case _:
             assert_never(observation)
 
 
 def _see_cards(state: State, snapshot: Snapshot) -> None:
-    """Which indices may mean another card to CUDA than to the driver: of those that cannot be read,
-    and of those that are listed no more though their place was not cut into MIG instances."""
+    """Below which indices CUDA may count otherwise than the driver: of cards that cannot be read,
+    are cut into MIG instances, or are listed no more."""
     cards = state.cards.setdefault(snapshot.host, {})
     listed = {gpu.key for gpu in snapshot.gpus}
     sliced = {gpu.index for gpu in snapshot.gpus if gpu.slot is not None}
-    missing = {index for key, index in cards.items() if key not in listed} - sliced
+    missing = {index for key, index in cards.items() if key not in listed}
     unreadable = {gpu.index for gpu in snapshot.gpus if isinstance(gpu, GpuUnreadable)}
-    state.out_of_reach[snapshot.host] = frozenset(missing | unreadable)
+    state.out_of_reach[snapshot.host] = frozenset(missing | unreadable | sliced)
     cards.update(
         (gpu.key, gpu.index) for gpu in snapshot.gpus if gpu.slot is None and _is_lasting(gpu.key)
     )
 
 
-def _see_gpu(state: State, reading: GpuReading, taken_at: Timestamp) -> None:
+def _see_gpu(state: State, reading: GpuReading, taken_at: Timestamp, now: Timestamp) -> None:
     watch = state.gpus.get(reading.key)
     if watch is not None and taken_at < watch.taken_at:
         return  # an answer that was overtaken by a later one
@@ -317,13 +330,14 @@ def _see_gpu(state: State, reading: GpuReading, taken_at: Timestamp) -> None:
         watch,
         reading,
         taken_at,
+        now,
         state.holds.get(reading.key),
         state.policy.thresholds,
         state.policy.stale_after_seconds,
     )
 
 
-def _miss_vanished(state: State, snapshot: Snapshot) -> None:
+def _miss_vanished(state: State, snapshot: Snapshot, now: Timestamp) -> None:
     """A card that fell off the bus is missed until it is back. MIG instances come and go, and a
     GPU that could not be read at first had no UUID yet: those are forgotten, if no run is there."""
     listed = {reading.key for reading in snapshot.gpus}
@@ -336,4 +350,4 @@ def _miss_vanished(state: State, snapshot: Snapshot) -> None:
             gone = GpuUnreadable(
                 key, last.index, last.slot, last.name, "the driver no longer lists it"
             )
-            _see_gpu(state, gone, snapshot.taken_at)
+            _see_gpu(state, gone, snapshot.taken_at, now)

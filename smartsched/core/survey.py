@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smartsched.core.decide import NONE_LEFT, current_verdict, decide, why_none_is_free, why_not
-from smartsched.core.events import RunPlaced
+from smartsched.core.decide import current_verdict, plan, why_not
 from smartsched.core.freeness import (
     Busy,
     Free,
@@ -13,6 +12,7 @@ from smartsched.core.freeness import (
     Size,
     Unknown,
     Watch,
+    breach_words,
     utilization_over_window,
 )
 from smartsched.core.model import GpuKey, GpuProcess, GpuSample, Job, Placement, Timestamp
@@ -53,15 +53,12 @@ class Survey:
 
 def survey(state: State, now: Timestamp) -> Survey:
     """The GPUs as they stand, and what would start on them now."""
-    decision = decide(state, now)
-    placed = {e.run.job: e.placement for e in decision.events if isinstance(e, RunPlaced)}
-    waits = tuple(job for job in state.queue if job.id not in placed)
-    why = why_none_is_free(state, now) or NONE_LEFT
+    planned, wait = plan(state, now)
     return Survey(
         rows=gpu_rows(state, now),
-        starts=tuple((job, placed[job.id]) for job in state.queue if job.id in placed),
-        waits=waits,
-        waits_because=why if waits else "",
+        starts=tuple(planned),
+        waits=tuple(state.queue)[len(planned) :],
+        waits_because=wait.why if wait is not None else "",
     )
 
 
@@ -76,7 +73,7 @@ def _row(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> GpuRow:
     why = why_not(state, key, watch, now)
     verdict = current_verdict(state, watch, now)
     breaches = verdict.breaches if isinstance(verdict, Busy) else ()
-    reasons = tuple(breach.words(watch.taken_at) for breach in breaches)
+    reasons = breach_words(breaches, watch.taken_at)
     return GpuRow(
         key=key,
         label=label(latest),

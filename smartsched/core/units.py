@@ -31,7 +31,7 @@ def parse_percent(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= 100:
-        raise UsageError(f"{text!r} is no percentage: write it as 20%")
+        raise UsageError(f"{text!r} is no percentage from 0% to 100%: write it as 20%")
     return value
 
 
@@ -60,4 +60,4 @@ def parse_interval(text: str) -> float:
 def parse_count(text: str) -> int:
     if not re.fullmatch(r"\d{1,9}", text.strip(), re.ASCII):
         raise UsageError(f"{text!r} is no whole number")
-    return int(text)
+    return int(text.strip())

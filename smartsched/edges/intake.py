@@ -12,6 +12,7 @@ from smartsched.errors import UsageError
 from smartsched.ports import FdWatcher
 
 _READ_BYTES = 1 << 16
+_READS_AT_ONCE = 16
 LONGEST_COMMAND_BYTES = 16 << 20
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -32,11 +33,17 @@ def open_inputs(paths: Sequence[str]) -> list[Input]:
             fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             if stat.S_ISDIR(os.fstat(fd).st_mode):
                 raise UsageError(f"{path} is a folder, not a list of commands")
+            if _is_program(fd):
+                raise UsageError(f"{path} is a program, not a list of commands: write -- before it")
         except OSError as error:
             hint = " (to run a command, write -- before it)" if error.errno == 2 else ""
-            raise UsageError(f"cannot read {path}: {error.strerror}{hint}") from error
+            raise UsageError(f"cannot read {path!r}: {error.strerror}{hint}") from error
         inputs.append(Input(fd, "stdin" if path == "-" else path))
     return inputs
+
+
+def _is_program(fd: int) -> bool:
+    return stat.S_ISREG(os.fstat(fd).st_mode) and os.pread(fd, 4, 0) == b"\x7fELF"
 
 
 class OneCommand:
@@ -48,6 +55,9 @@ class OneCommand:
     def take(self, most: int) -> Sequence[JobSpec | BadLine]:
         waiting, self._waiting = self._waiting[:most], self._waiting[most:]
         return waiting
+
+    def has_more(self) -> bool:
+        return False
 
     def ended(self) -> bool:
         return not self._waiting
@@ -62,11 +72,20 @@ class Lines:
         self._fds = fds
         self._splitter = LineSplitter(inputs[0].name) if inputs else None
         self._ready: deque[JobSpec | BadLine] = deque()
+        self._has_more = False
 
     def take(self, most: int) -> Sequence[JobSpec | BadLine]:
-        while len(self._ready) < most and self._read_more():
-            pass
+        self._has_more = True
+        for _ in range(_READS_AT_ONCE):
+            if len(self._ready) >= most:
+                break
+            if not self._read_more():
+                self._has_more = False
+                break
         return [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
+
+    def has_more(self) -> bool:
+        return self._has_more
 
     def ended(self) -> bool:
         return not self._inputs and not self._ready

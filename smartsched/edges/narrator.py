@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from smartsched.core import words
-from smartsched.core.decide import Decision
+from smartsched.core.decide import Decision, idles
 from smartsched.core.events import (
     DrainRequested,
     Event,
@@ -18,12 +18,14 @@ from smartsched.core.events import (
     RunLaunched,
     RunPlaced,
     RunPostponed,
+    RunStopping,
     StopRequested,
     WaitTimedOut,
 )
 from smartsched.core.model import (
     Ending,
     Exited,
+    HostName,
     JobSpec,
     Killed,
     Lingering,
@@ -39,8 +41,10 @@ Tone = Literal["plain", "good", "bad", "notice"]
 _COMMAND_WIDTH = 100
 _TAIL_LINES = 5
 _MOST_FAILURES_LISTED = 20
-_SAY_WHY_WAITING_AFTER_SECONDS = 2.0
+_SAY_WHY_WAITING_AFTER_SECONDS = 2.0  # while nothing runs
+_SAY_WHY_IDLING_AFTER_SECONDS = 10.0  # while something does
 _SAY_WHY_WAITING_AGAIN_SECONDS = 60.0
+_SAY_WHY_IDLING_AGAIN_SECONDS = 600.0
 _SAY_WHAT_IS_NEW_AFTER_SECONDS = 10.0
 _DIGITS = re.compile(r"[\d.]+")
 
@@ -62,6 +66,7 @@ class _Told:
     placement: Placement
     since: Timestamp
     log: str | None = None
+    stopped: bool = False  # because the user asked
 
 
 class Narrator:
@@ -75,13 +80,16 @@ class Narrator:
         quiet: bool,
         verbose: bool,
         single: bool,
+        logs: str | None,
     ) -> None:
-        """`single`: there is just one command, whose end needs no summary."""
+        """`single`: there is just one command, whose end needs no summary. `logs`: where they are;
+        None: there are none."""
         self._view = view
         self._tail = tail
         self._quiet = quiet
         self._verbose = verbose
         self._single = single
+        self._logs = logs
         self._runs: dict[RunKey, _Told] = {}
         self._failures: list[str] = []
         self._began: Timestamp | None = None
@@ -89,6 +97,8 @@ class Narrator:
         self._said_why_at: Timestamp = float("-inf")
         self._say_why_at: Timestamp = float("inf")
         self._said_kind = ""
+        self._said_postponed = ""
+        self._troubles: dict[HostName, str] = {}
         self._verdicts: dict[str, str] = {}
 
     def recorded(  # noqa: C901  # a table: one case an event
@@ -106,11 +116,14 @@ class Narrator:
                 self._ended(self._runs.pop(key), key, ending, leftovers, now)
             case RunPostponed(_, key, why):
                 del self._runs[key]
-                self._say(now, f"job {key.job} could not be started yet: {why}", "notice")
+                self._postponed(key, why, now)
+            case RunStopping(_, key):
+                if key in self._runs:
+                    self._runs[key].stopped = True
             case RunKilled(_, key):
                 self._say(now, f"job {key.job} did not end when asked; killing it", "notice")
             case LineRejected(_, source, why):
-                self._failures.append(f"{source}: {why}")
+                self._list_failure(f"{source}: {why}")
                 self._view.line(now, f"{source}: {why}; this line is left out", "bad")
             case DrainRequested() | StopRequested() | WaitTimedOut():
                 self._closing(event, state, now)
@@ -118,21 +131,25 @@ class Narrator:
                 pass
 
     def decided(self, decision: Decision, state: State, now: Timestamp) -> None:
-        if decision.waiting is None or state.runs:
+        self._tell_troubles(state, now)
+        if decision.waiting is None or (state.runs and not idles(state)):
             self._waiting_since = None
             self._say_why_at = float("inf")
         else:
-            self._maybe_say_why(decision.waiting.why, now)
+            self._maybe_say_why(decision.waiting.why, now, hurry=not state.runs)
         if self._verbose:
             self._tell_verdicts(state, now)
         self._view.refresh(state, now)
+
+    def warn(self, text: str, now: Timestamp) -> None:
+        """Something the user should know that no event tells of."""
+        self._say(now, text, "notice")
 
     def wake_at(self) -> Timestamp:
         return min(self._say_why_at, self._view.wake_at())
 
     def finish(self, state: State, now: Timestamp) -> None:
-        """The summary, and the end of the view."""
-        self._view.close()
+        """The summary."""
         for run in state.runs.values():
             if isinstance(run.status, Lingering):
                 text = f"job {run.job.id} left processes behind that cannot be killed"
@@ -141,15 +158,17 @@ class Narrator:
             return
         totals = state.totals
         self._view.line(now, self._summary(state, now), "bad" if self._failures else "good")
-        for failure in self._failures[:_MOST_FAILURES_LISTED]:
+        for failure in self._failures:
             self._view.line(now, f"  {failure}", "bad")
-        unlisted = totals.failed + totals.rejected - len(self._failures[:_MOST_FAILURES_LISTED])
+        unlisted = totals.failed + totals.rejected - len(self._failures)
         if unlisted > 0:
             self._view.line(now, f"  and {words.count(unlisted, 'more failure')}", "bad")
 
     def _summary(self, state: State, now: Timestamp) -> str:
         totals = state.totals
         parts = [f"{words.count(totals.ok, 'job')} ok", f"{totals.failed:,} failed"]
+        if totals.stopped:
+            parts.append(f"{totals.stopped:,} stopped")
         if totals.rejected:
             parts.append(f"{words.count(totals.rejected, 'line')} left out")
         if state.queue:
@@ -159,7 +178,8 @@ class Narrator:
             parts.append("the rest of the input not read")
         wall = words.duration(now - (self._began if self._began is not None else now))
         hours = totals.gpu_seconds / 3600
-        return f"{', '.join(parts)}; {wall}, {hours:.2f} GPU-hours"
+        where = f"; logs in {self._logs}" if self._logs and totals.finished else ""
+        return f"{', '.join(parts)}; {wall}, {hours:.2f} GPU-hours{where}"
 
     def _started(self, key: RunKey, now: Timestamp) -> None:
         told = self._runs[key]
@@ -175,6 +195,9 @@ class Narrator:
         if ending == Exited(0):
             if not self._single:
                 self._say(now, f"job {key.job} ok after {lasted} {where}", "good")
+        elif told.stopped:
+            text = f"job {key.job} stopped: {_how(ending)} after {lasted} {where}"
+            self._say(now, text, "notice")
         else:
             how = "" if isinstance(ending, NotStarted) else f" after {lasted}"
             text = f"job {key.job} failed: {_how(ending)}{how} {where}: {_command(told.spec)}"
@@ -185,14 +208,17 @@ class Narrator:
             self._say(now, text, "notice")
 
     def _failed(self, text: str, told: _Told, now: Timestamp) -> None:
-        if len(self._failures) < _MOST_FAILURES_LISTED:
-            self._failures.append(text if told.log is None else f"{text} ({told.log})")
+        self._list_failure(text if told.log is None else f"{text} ({told.log})")
         self._view.line(now, text, "bad")
         if told.log is None:
             return
         self._view.line(now, f"  its log: {words.printable(told.log)}", "bad")
         for line in self._tail(told.log, _TAIL_LINES):
             self._view.line(now, f"  | {words.shortened(words.printable(line), 200)}", "plain")
+
+    def _list_failure(self, text: str) -> None:
+        if len(self._failures) < _MOST_FAILURES_LISTED:
+            self._failures.append(text)
 
     def _closing(
         self, event: DrainRequested | StopRequested | WaitTimedOut, state: State, now: Timestamp
@@ -201,31 +227,41 @@ class Narrator:
         match event:
             case WaitTimedOut():
                 text = "no GPU came free in time; giving up"
-            case DrainRequested(_, why):
+            case DrainRequested(_, why) if state.runs:
                 text = f"{why}: starting nothing more; waiting for {running}"
-                text += " (again, or SIGTERM, to stop them)" if state.runs else ""
+                text += " (Ctrl-C, or SIGTERM, to stop them)"
+            case DrainRequested(_, why):
+                text = f"{why}: starting nothing more"
             case StopRequested(_, why):
-                text = f"{why}: stopping {running}"
+                text = f"{why}: stopping {running}" if state.runs else f"{why}: stopping"
         self._view.line(now, text, "notice")
 
-    def _maybe_say_why(self, why: str, now: Timestamp) -> None:
+    def _maybe_say_why(self, why: str, now: Timestamp, *, hurry: bool) -> None:
+        patience = _SAY_WHY_WAITING_AFTER_SECONDS if hurry else _SAY_WHY_IDLING_AFTER_SECONDS
+        again = _SAY_WHY_WAITING_AGAIN_SECONDS if hurry else _SAY_WHY_IDLING_AGAIN_SECONDS
         if self._waiting_since is None:
             self._waiting_since = now
-            self._say_why_at = max(
-                now + _SAY_WHY_WAITING_AFTER_SECONDS,
-                self._said_why_at + _SAY_WHY_WAITING_AGAIN_SECONDS,
-            )
-            return
-        if now < self._waiting_since + _SAY_WHY_WAITING_AFTER_SECONDS:
-            return
         kind = _DIGITS.sub("", why)
         if kind != self._said_kind:  # something else than a number has changed
-            soon = self._said_why_at + _SAY_WHAT_IS_NEW_AFTER_SECONDS
-            self._say_why_at = min(self._say_why_at, max(now, soon))
+            again = _SAY_WHAT_IS_NEW_AFTER_SECONDS if hurry else _SAY_WHY_WAITING_AGAIN_SECONDS
+        self._say_why_at = max(self._waiting_since + patience, self._said_why_at + again)
         if now >= self._say_why_at:
             self._said_why_at, self._said_kind = now, kind
-            self._say_why_at = now + _SAY_WHY_WAITING_AGAIN_SECONDS
+            self._say_why_at = float("inf")  # until the next decision
             self._say(now, f"waiting: {why}", "notice")
+
+    def _tell_troubles(self, state: State, now: Timestamp) -> None:
+        troubles = {host: trouble.why for host, trouble in state.troubles.items()}
+        for host in troubles.keys() - self._troubles.keys():
+            self._say(now, f"nothing new is started: {troubles[host]}", "notice")
+        for _ in self._troubles.keys() - troubles.keys():
+            self._say(now, "the driver answers again", "notice")
+        self._troubles = troubles
+
+    def _postponed(self, key: RunKey, why: str, now: Timestamp) -> None:
+        if why != self._said_postponed:
+            self._say(now, f"job {key.job} cannot be started yet: {why}; trying again", "notice")
+        self._said_postponed = why
 
     def _tell_verdicts(self, state: State, now: Timestamp) -> None:
         for row in gpu_rows(state, now):

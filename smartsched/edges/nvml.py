@@ -33,6 +33,7 @@ _RECOVERY_ACTION_FIELD = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, nvml.h 12.8
 _RECOVERY_ACTIONS = {1: "a reset", 2: "a reboot", 3: "to be drained", 4: "to be drained and reset"}
 _HEALTH_EVERY_SECONDS = 30.0
 _RACE_RETRIES = 3
+_RESET_REQUIRED = 16  # NVML_ERROR_RESET_REQUIRED, which older bindings do not name
 
 
 def load() -> Any:
@@ -154,7 +155,8 @@ class NvmlReader:
         card = self._cards.setdefault(uuid, _Card("GPU"))
         try:
             if card.name == "GPU":
-                card.name = _text(self._nvml.nvmlDeviceGetName(handle))
+                name = self._ask_gently(card, "name", partial(self._nvml.nvmlDeviceGetName, handle))
+                card.name = _text(name or card.name)
             return self._sample(handle, uuid, place, card)
         except self._nvml.NVMLError as error:
             return self._unreadable(uuid, place, error)
@@ -195,6 +197,16 @@ class NvmlReader:
             if error.value not in self._never():
                 raise
             card.unsupported.add(name)
+            return None
+
+    def _ask_gently(self, card: _Card, name: str, question: Callable[[], T]) -> T | None:
+        """Likewise, and None as well where it fails this once: what is asked is good to know, and
+        no reason to give up on the GPU."""
+        try:
+            return self._ask(card, name, question)
+        except self._nvml.NVMLError as error:
+            if error.value in (self._nvml.NVML_ERROR_GPU_IS_LOST, _RESET_REQUIRED):
+                raise
             return None
 
     def _never(self) -> tuple[int, int]:
@@ -263,7 +275,7 @@ class NvmlReader:
                 return []
             return [entry for entry in entries if entry.timeStamp]
 
-        entries = self._ask(card, "history", ask)
+        entries = self._ask_gently(card, "history", ask)
         if entries is None:
             return None
         if not entries:
@@ -291,7 +303,7 @@ class NvmlReader:
         return card.ailment
 
     def _recovery(self, handle: Any, card: _Card) -> str | None:
-        values = self._ask(
+        values = self._ask_gently(
             card,
             "recovery",
             lambda: self._nvml.nvmlDeviceGetFieldValues(handle, [_RECOVERY_ACTION_FIELD]),
@@ -302,7 +314,7 @@ class NvmlReader:
         return f"the driver wants {_RECOVERY_ACTIONS.get(action, f'recovery action {action}')}"
 
     def _remapping(self, handle: Any, card: _Card) -> str | None:
-        rows = self._ask(
+        rows = self._ask_gently(
             card, "remapped rows", lambda: self._nvml.nvmlDeviceGetRemappedRows(handle)
         )
         return "its memory failed and could not be remapped" if rows and rows[3] else None

@@ -2,6 +2,7 @@
 
 import os
 import select
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ _READ_BYTES = 1 << 16
 _LONGEST_LINE_BYTES = 1 << 20
 # What poll() promises: a pipe that is writable takes this much without blocking (POSIX PIPE_BUF).
 _WRITE_BYTES = 4096
+_WRITES_AT_ONCE = 64
 _MOST_UNWRITTEN_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16
 
@@ -30,7 +32,10 @@ def log_name(job: JobId) -> str:
 def tail(path: str, lines: int) -> list[str]:
     """The last lines of a log, as text that may hold anything. Empty where it cannot be read."""
     try:
-        with open(path, "rb") as log:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "rb") as log:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return []
             log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
             data = log.read(_TAIL_BYTES)
     except OSError:
@@ -45,14 +50,17 @@ def _as_seen(line: bytes | bytearray) -> bytes:
 
 
 class LogFiles:
-    """An Output: one file a job, in a folder that is made for the first one."""
+    """An Output: one file a job, in a folder of the run's own.
+
+    Others may own the folder above (a group's, /tmp): nothing there is followed or overwritten.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._made = [path for path in (folder, folder.parent) if not path.exists()]
         self._fds: dict[RunKey, int] = {}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._folder_fd = self._make_folder()
         except OSError as error:
             raise UsageError(
                 f"cannot make {error.filename} for the jobs' logs: {error.strerror};"
@@ -60,16 +68,23 @@ class LogFiles:
             ) from error
 
     def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
-        fd = self._fds[run] = self._open(self.path(run))
+        fd = self._fds[run] = self._open(log_name(run.job))
         return [(os.POSIX_SPAWN_DUP2, fd, 1), (os.POSIX_SPAWN_DUP2, fd, 2)]
 
-    def _open(self, path: str) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+    def _open(self, name: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            return os.open(path, flags, 0o666)
+            return os.open(name, flags, 0o666, dir_fd=self._folder_fd)
         except FileNotFoundError:  # somebody tidied up; that is no reason for a job to fail
-            self._folder.mkdir(parents=True, exist_ok=True)
-            return os.open(path, flags, 0o666)
+            os.close(self._folder_fd)
+            self._folder_fd = self._make_folder()
+            return os.open(name, flags, 0o666, dir_fd=self._folder_fd)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder / name)) from error
+
+    def _make_folder(self) -> int:
+        self._folder.mkdir(parents=True)
+        return os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def opened(self, run: RunKey, *, started: bool) -> None:
         if (fd := self._fds.pop(run, None)) is not None:
@@ -80,8 +95,12 @@ class LogFiles:
     def path(self, run: RunKey) -> str:
         return str(self._folder / log_name(run.job))
 
+    def is_settled(self) -> bool:
+        return True
+
     def close(self) -> None:
         """Leave no empty folders where nothing ran."""
+        os.close(self._folder_fd)
         for folder in self._made:
             try:
                 folder.rmdir()
@@ -102,6 +121,9 @@ class Untouched:
     def path(self, run: RunKey) -> None:
         return None
 
+    def is_settled(self) -> bool:
+        return True
+
     def close(self) -> None: ...
 
 
@@ -116,11 +138,11 @@ class _Stream:
 class Tagged:
     """An Output: every line of every job on one descriptor, whole, behind the job and its GPU.
 
-    A reader who is slow (a pager) slows the jobs, as any pipe would, and never this process.
+    A reader who is slow (a pager) slows the jobs, as any pipe would, and not this process.
     """
 
-    def __init__(self, fds: FdWatcher, fd: int, when_gone: Callable[[], None]) -> None:
-        """`when_gone` is called when nobody reads `fd` any more."""
+    def __init__(self, fds: FdWatcher, fd: int, when_gone: Callable[[str], None]) -> None:
+        """`when_gone` is called with the reason when nothing can be written to `fd` any more."""
         self._fds = fds
         self._fd = fd
         self._when_gone = when_gone
@@ -128,6 +150,8 @@ class Tagged:
         self._unwritten = bytearray()
         self._paused = False
         self._gone = False
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
 
     def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
         read_fd, write_fd = os.pipe()
@@ -160,13 +184,14 @@ class Tagged:
     def path(self, run: RunKey) -> None:
         return None
 
+    def is_settled(self) -> bool:
+        """Whether the reader has taken everything."""
+        return not self._unwritten
+
     def close(self) -> None:
-        """Write what is left, waiting for the reader."""
-        if self._unwritten:
-            self._fds.forget(self._fd)
-        while self._unwritten and not self._gone:
-            select.select([], [self._fd], [])
-            self._write_some(_WRITE_BYTES)
+        """What the reader has not taken by now is dropped."""
+        self._fds.forget(self._fd)
+        self._unwritten.clear()
 
     def _listen(self, stream: _Stream) -> None:
         self._fds.watch(stream.read_fd, lambda: self._on_readable(stream))
@@ -192,39 +217,45 @@ class Tagged:
         return bool(data)
 
     def _emit(self, stream: _Stream, lines: list[Any]) -> None:
-        for line in lines:
-            self._unwritten += stream.tag + _as_seen(line) + b"\n"
-        self._write()
+        if lines and not self._gone:
+            self._unwritten += b"".join([stream.tag + _as_seen(line) + b"\n" for line in lines])
+            self._write()
 
     def _write(self) -> None:
-        if self._gone:
-            self._unwritten.clear()
-        if not self._unwritten:
-            return
+        """What the reader takes at once; for the rest, be woken when he takes more."""
+        for _ in range(_WRITES_AT_ONCE):
+            if not self._unwritten or not self._poll.poll(0):
+                break
+            self._write_some()
+        if self._unwritten:
+            self._wait_for_reader()
+        else:
+            self._fds.forget(self._fd)
+            self._resume()
+
+    def _wait_for_reader(self) -> None:
         try:
-            self._fds.watch(self._fd, self._on_writable, writable=True)
+            self._fds.watch(self._fd, self._write, writable=True)
         except PermissionError:  # a plain file: always writable, and epoll knows no such thing
-            self._write_some(len(self._unwritten))
+            while self._unwritten:
+                self._write_some()
         if len(self._unwritten) > _MOST_UNWRITTEN_BYTES and not self._paused:
             self._paused = True
             for stream in self._streams.values():
                 self._fds.forget(stream.read_fd)
 
-    def _on_writable(self) -> None:
-        self._write_some(_WRITE_BYTES)
-        if not self._unwritten:
-            self._fds.forget(self._fd)
-        if self._paused and len(self._unwritten) < _MOST_UNWRITTEN_BYTES / 2:
+    def _resume(self) -> None:
+        if self._paused:
             self._paused = False
             for stream in self._streams.values():
                 self._listen(stream)
 
-    def _write_some(self, most: int) -> None:
+    def _write_some(self) -> None:
         try:
-            del self._unwritten[: os.write(self._fd, self._unwritten[:most])]
+            del self._unwritten[: os.write(self._fd, self._unwritten[:_WRITE_BYTES])]
         except BlockingIOError:
             return
-        except OSError:
+        except OSError as error:
             self._gone = True
             self._unwritten.clear()
-            self._when_gone()
+            self._when_gone(error.strerror or str(error))

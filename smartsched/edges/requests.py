@@ -6,25 +6,29 @@ from smartsched.core.events import DrainRequested, StopRequested
 from smartsched.core.model import Timestamp
 from smartsched.ports import FdWatcher
 
+_DRAINING = (signal.SIGINT, signal.SIGHUP)
+_STOPPING = (signal.SIGTERM, signal.SIGQUIT)
+
 
 class SignalRequests:
     """Where the surroundings ignore a signal (nohup does with SIGHUP), it stays ignored."""
 
-    def __init__(self, fds: FdWatcher) -> None:
-        self._caught: list[str] = []
-        self._interrupts = 0
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    def __init__(self, fds: FdWatcher, *, single: bool) -> None:
+        """`single`: there is one command only, and a Ctrl-C can but mean that."""
+        self._caught: list[signal.Signals] = []
+        self._drained = single
+        for signum in (*_DRAINING, *_STOPPING):
             if signal.getsignal(signum) is not signal.SIG_IGN:
-                name = signum.name
-                fds.on_signal(signum, lambda name=name: self._caught.append(name))  # type: ignore[misc]
+                fds.on_signal(signum, lambda signum=signum: self._caught.append(signum))  # type: ignore[misc]
 
     def take(self, now: Timestamp) -> list[DrainRequested | StopRequested]:
         caught, self._caught = self._caught, []
-        return [self._request(name, now) for name in caught]
+        return [self._request(signum, now) for signum in caught]
 
-    def _request(self, name: str, now: Timestamp) -> DrainRequested | StopRequested:
-        if name == "SIGINT":
-            self._interrupts += 1
-        if name == "SIGTERM" or self._interrupts > 1:
-            return StopRequested(now, name)
-        return DrainRequested(now, name)
+    def _request(self, signum: signal.Signals, now: Timestamp) -> DrainRequested | StopRequested:
+        # A closed terminal may say so more than once; only a person insists.
+        insists = signum is signal.SIGINT and self._drained
+        self._drained = True
+        if insists or signum in _STOPPING:
+            return StopRequested(now, signum.name)
+        return DrainRequested(now, signum.name)

@@ -77,8 +77,11 @@ class Sampler:
         self._start()
 
     def take(self, now: Timestamp) -> Sequence[Observation]:
+        asleep = now - self._now > self._patience
         self._now = now
         child = self._child
+        if asleep and child is not None:
+            child.heard_at = now  # it was us who did not listen
         if child is None:
             self._restart_when_due(now)
         elif not child.doomed and now - child.heard_at > child.patience:
@@ -189,7 +192,7 @@ class Sampler:
     def _hear(self, child: _Child, line: bytes) -> None:
         fields = codec.parse(line)
         taken_at = self._at_monotonic(codec.monotonic_seconds(fields))
-        observation = codec.decode(fields, taken_at=taken_at)
+        observation = codec.decode(fields, taken_at=taken_at, host=self._host)
         self._observations.append(observation)
         child.heard_at = max(child.heard_at, taken_at)
         child.patience = self._patience

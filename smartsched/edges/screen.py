@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smartsched.core import words
-from smartsched.core.decide import why_none_is_free
+from smartsched.core.decide import idles, why_none_is_free
 from smartsched.core.freeness import describe
 from smartsched.core.model import GpuProcess, Run, Running, Stopping, Timestamp
 from smartsched.core.state import Closing, State
@@ -24,12 +24,19 @@ _STYLES = {"FREE": "green", "BUSY": "red", "UNKNOWN": "yellow", "OURS": "cyan"}
 _TONES = {"plain": "", "good": "green", "bad": "red", "notice": "yellow"}
 _SHORTEST_REFRESH_SECONDS = 0.2
 _ELAPSED_EVERY_SECONDS = 1.0
-_WIDTH_WHERE_UNKNOWN = 160
+_DRAWING_SHARE = 0.004
+_WIDTH_OF_PIPES = 1000
 
 
 def print_survey(found: Survey, notes: Sequence[str], *, color: bool) -> None:
     """The whole of --dry-run, on stdout. A pipe gets full lines, a terminal gets what fits."""
     console = _console(sys.stdout, color=color)
+    with console.capture() as capture:
+        _draw_survey(console, found, notes)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
+def _draw_survey(console: Console, found: Survey, notes: Sequence[str]) -> None:
     console.print(_survey_table(found.rows))
     for note in notes:
         console.print(Text(f"note: {note}", "yellow"))
@@ -44,10 +51,17 @@ def print_survey(found: Survey, notes: Sequence[str], *, color: bool) -> None:
         console.print(Text(f"  because {found.waits_because}"))
 
 
+class _Console(Console):
+    """One that leaves it to its user what a reader who is gone means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _console(stream: TextIO, *, color: bool) -> Console:
-    return Console(
+    return _Console(
         file=stream,
-        width=None if stream.isatty() else _WIDTH_WHERE_UNKNOWN,
+        width=None if stream.isatty() else _WIDTH_OF_PIPES,
         no_color=not color,
         highlight=False,
         markup=False,
@@ -97,40 +111,52 @@ def _utilization(row: GpuRow) -> str:
     if row.utilization_mean_percent is None:
         return "-"
     mean, most = round(row.utilization_mean_percent), row.utilization_max_percent
-    return f"{mean}%" if mean == most else f"{mean}% ≤{most}%"
+    return f"{mean}%" if mean == most else f"{mean}% (max {most}%)"
 
 
 class LiveView:
-    """A View that is redrawn in place on stderr, with lines scrolling by above it."""
+    """A View that is redrawn in place, with lines scrolling by above it."""
 
-    def __init__(self, *, color: bool, expected_commands: int | None) -> None:
+    def __init__(self, stream: TextIO, *, color: bool, expected_commands: int | None) -> None:
         """`expected_commands`: how long the list is, roughly; None: nobody knows."""
-        self._console = _console(sys.stderr, color=color)
+        self._console = _console(stream, color=color)
         self._live = Live(
             console=self._console, auto_refresh=False, transient=True, redirect_stdout=False
         )
         self._expected = expected_commands
         self._began: Timestamp | None = None
         self._drawn_at: Timestamp = float("-inf")
-        self._draw_at: Timestamp = float("inf")
+        self._draw_at: Timestamp = float("-inf")
+        self._happened: tuple[int, ...] = ()
+        self._news = True
         self._live.start()
 
     def line(
         self, at: Timestamp, text: str, tone: Literal["plain", "good", "bad", "notice"]
     ) -> None:
         stamp = time.strftime("%H:%M:%S ", time.localtime(at))
-        self._guarded(lambda: self._console.print(Text(stamp, "dim") + Text(text, _TONES[tone])))
+        self._guarded(
+            lambda: self._console.print(
+                Text(stamp, "dim") + Text(words.printable(text), _TONES[tone])
+            )
+        )
 
     def refresh(self, state: State, now: Timestamp) -> None:
         if self._began is None:
             self._began = now
-        due = self._drawn_at + _SHORTEST_REFRESH_SECONDS
+        happened = (state.totals.finished, len(state.runs), len(state.queue), state.closing)
+        self._news = self._news or happened != self._happened
+        self._happened = happened
+        due = self._drawn_at + _SHORTEST_REFRESH_SECONDS if self._news else self._draw_at
         if now < due:
             self._draw_at = due
             return
-        self._drawn_at, self._draw_at = now, now + _ELAPSED_EVERY_SECONDS
+        began = time.process_time()
         picture = self._picture(state, now)
         self._guarded(lambda: self._live.update(picture, refresh=True))
+        # A clock that ticks is worth no more than this share of a core.
+        pause = max((time.process_time() - began) / _DRAWING_SHARE, _ELAPSED_EVERY_SECONDS)
+        self._drawn_at, self._draw_at, self._news = now, now + pause, False
 
     def wake_at(self) -> Timestamp:
         return self._draw_at
@@ -148,8 +174,8 @@ class LiveView:
         lines = self._console.size.height - 4
         table = _live_table(state, now, max(lines, 3))
         parts: list[Table | Text] = [table, self._counts(state, now)]
-        if state.queue and not state.runs:
-            why = why_none_is_free(state, now)
+        if state.queue and (not state.runs or idles(state)):
+            why = words.printable(why_none_is_free(state, now))
             if why:
                 parts.append(
                     Text(words.shortened(f"waiting: {why}", 4 * self._console.width), "yellow")

@@ -8,11 +8,11 @@ import os
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from smartsched.core.model import GpuProcess
+from smartsched.core.tag import tag_in
 
 if TYPE_CHECKING:
     import psutil  # takes longer to import than a sample to take: only once somebody is there
 
-TAG_VARIABLES = ("SMARTSCHED_RUN", "SMARTSCHED_JOB", "SMARTSCHED_ATTEMPT")
 _LONGEST_COMMAND = 300
 
 
@@ -88,8 +88,7 @@ def _command(process: "psutil.Process") -> str | None:
 
 def _run_tag(process: "psutil.Process") -> str | None:
     environment = _try(process.environ) or {}
-    values = [environment.get(name, "") for name in TAG_VARIABLES]
-    return "/".join(values) if all(values) else None
+    return tag_in(environment)
 
 
 def _session(pid: int) -> int | None:

@@ -288,6 +288,9 @@ class _Intake:
         self.arrivals = self.arrivals[len(arrived) :]
         return [JobSpec(command, "list") for command in arrived]
 
+    def has_more(self) -> bool:
+        return False
+
     def ended(self) -> bool:
         return not self.arrivals
 

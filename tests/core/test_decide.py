@@ -29,10 +29,10 @@ from smartsched.core.events import (
     StopRequested,
     WaitTimedOut,
 )
-from smartsched.core.freeness import Thresholds, Unknown
+from smartsched.core.freeness import Free, Thresholds, Unknown
 from smartsched.core.model import GpuReading, SamplerTrouble
 from smartsched.core.selection import Selection, parse_ids
-from smartsched.core.state import POSTPONED_SECONDS, State, apply, see
+from smartsched.core.state import FIRST_POSTPONE_SECONDS, State, apply
 from tests.builders import (
     HOST,
     T0,
@@ -48,6 +48,7 @@ from tests.builders import (
     launched,
     launches,
     placed,
+    see,
     unreadable,
     used_by,
 )
@@ -172,7 +173,9 @@ def test_trouble_on_one_host_leaves_the_others_alone():
 def test_a_gpu_last_seen_too_long_ago_takes_no_work(age: float, starts: bool):
     state = a_state(a_sample(), queued=1)
 
-    assert bool(launches(decided(state, age))) == starts
+    decision = decided(state, age)
+
+    assert bool(launches(decision) or decision.actions) == starts
 
 
 def test_a_stale_gpu_says_since_when():
@@ -186,7 +189,40 @@ def test_a_stale_gpu_says_since_when():
 def test_the_age_allowed_grows_with_the_interval():
     state = a_state(a_sample(), queued=1, interval_seconds=60.0)
 
-    assert launches(decided(state, 64))
+    assert isinstance(current_verdict(state, state.gpus[a_key()], T0 + 64), Free)
+    assert isinstance(current_verdict(state, state.gpus[a_key()], T0 + 66), Unknown)
+
+
+def test_a_gpu_is_looked_at_once_more_before_a_start():
+    """Between samples a colleague may have come."""
+    state = a_state(a_sample(0), a_sample(1), queued=3)
+
+    looks = decided(state, 0.5)
+    see(state, a_snapshot(a_sample(0), used_by(a_process(gib=50), index=1), at=T0 + 0.51))
+    then = decided(state, 0.51)
+
+    assert {action.gpu for action in looks.actions if isinstance(action, Refresh)} == {
+        a_key(0),
+        a_key(1),
+    }
+    assert not looks.events
+    assert launches(then) == [(1, "0")]
+
+
+def test_a_look_that_took_the_driver_long_counts_when_it_arrives():
+    state = a_state(a_sample(), queued=1)
+
+    see(state, a_snapshot(a_sample(), at=T0 + 1), T0 + 2.5)
+
+    assert launches(decided(state, 2.5)) == [(1, "0")]
+
+
+def test_a_look_that_lay_about_unheard_does_not_count():
+    state = a_state(a_sample(), queued=1)
+
+    see(state, a_snapshot(a_sample(), at=T0 + 1), T0 + 4)
+
+    assert launches(decided(state, 4)) == []
 
 
 def test_a_reason_to_wait_names_gpus_with_the_same_reason_together():
@@ -560,10 +596,12 @@ def test_nothing_starts_for_a_while_after_a_start_was_postponed():
     events: list[Event] = [placed(), RunPostponed(T0 + 3, a_run(), "cannot fork")]
     state = a_state(a_sample(), queued=2, events=events, at=T0 + 3)
 
-    soon, later = decided(state, 3.5), decided(state, 3 + POSTPONED_SECONDS)
+    soon = decided(state, 3.5)
+    see(state, a_snapshot(a_sample(), at=T0 + 3 + FIRST_POSTPONE_SECONDS))
+    later = decided(state, 3 + FIRST_POSTPONE_SECONDS)
 
     assert settled(soon)
-    assert soon.wake_at == T0 + 3 + POSTPONED_SECONDS
+    assert soon.wake_at == T0 + 3 + FIRST_POSTPONE_SECONDS
     assert soon.waiting is not None
     assert soon.waiting.why == "could not start a command: cannot fork; trying again"
     assert launches(later) == [(1, "0")]

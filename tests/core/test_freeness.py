@@ -14,7 +14,6 @@ from smartsched.core.freeness import (
     Verdict,
     Watch,
     culprits,
-    observe,
     utilization_over_window,
     verdict,
 )
@@ -28,6 +27,7 @@ from tests.builders import (
     a_process,
     a_sample,
     history,
+    observe,
     unreadable,
     used_by,
     watched,
@@ -379,7 +379,7 @@ def test_a_watch_does_not_grow_with_time():
 def test_utilisation_is_told_over_the_window():
     watch = watched([(float(n), a_sample(utilization_percent=n)) for n in range(31)])
 
-    assert utilization_over_window(watch) == (25.0, 30)
+    assert utilization_over_window(watch) == (30.0, 30)
 
 
 def test_utilisation_is_not_told_where_it_is_not_reported():

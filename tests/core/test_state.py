@@ -36,7 +36,7 @@ from smartsched.core.model import (
     Stopping,
 )
 from smartsched.core.selection import Selection, parse_ids
-from smartsched.core.state import POSTPONED_SECONDS, Closing, State, apply, replay, see
+from smartsched.core.state import FIRST_POSTPONE_SECONDS, Closing, State, apply, replay
 from smartsched.errors import IllegalTransitionError
 from tests.builders import (
     GIB,
@@ -53,6 +53,7 @@ from tests.builders import (
     exited,
     launched,
     placed,
+    see,
     unreadable,
 )
 
@@ -242,7 +243,7 @@ def test_a_postponed_job_is_queued_again_first_with_the_next_attempt():
 
     assert [job.id for job in state.queue] == [1, 2]
     assert state.queue[0].attempts == 1
-    assert state.postponed_until == T0 + 1 + POSTPONED_SECONDS
+    assert state.postponed_until == T0 + 1 + FIRST_POSTPONE_SECONDS
     assert state.postponed_why == "no memory"
     apply(state, placed(attempt=2))
     assert state.runs[a_run(attempt=2)].job.attempts == 2

@@ -8,7 +8,6 @@ from smartsched.core.freeness import (
     Busy,
     Free,
     Thresholds,
-    observe,
     verdict,
 )
 from smartsched.core.model import GpuProcess, GpuSample
@@ -30,6 +29,7 @@ from tests.builders import (
     a_process,
     a_run,
     a_sample,
+    observe,
     used_by,
     watched,
 )

@@ -21,6 +21,7 @@ from smartsched.core.model import (
     RunKey,
 )
 from smartsched.edges.clock import SteadyClock
+from smartsched.edges.family import Family
 from smartsched.edges.outputs import LogFiles
 from smartsched.edges.processes import Output, Processes
 from smartsched.edges.scripts import ScriptFolder
@@ -70,7 +71,7 @@ class Dispatcher:
             run_name=self.run_name,
             output=self.output,
             scripts=self.scripts,
-            other_children=other_children,
+            family=Family(other_children),
         )
         stack.callback(self.processes.close)
         self.events: list[RunExited | RunCleared] = []

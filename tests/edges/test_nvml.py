@@ -272,10 +272,7 @@ def test_a_gpu_that_gets_lost_keeps_its_uuid_and_may_come_back(
         "nvmlDeviceGetMemoryInfo",
         "nvmlDeviceGetComputeRunningProcesses",
         "nvmlDeviceGetUtilizationRates",
-        "nvmlDeviceGetSamples",
         "nvmlDeviceGetComputeMode",
-        "nvmlDeviceGetFieldValues",
-        "nvmlDeviceGetRemappedRows",
     ],
 )
 @pytest.mark.parametrize("code", [999, 4, 17])
@@ -289,6 +286,26 @@ def test_any_question_that_fails_makes_that_gpu_alone_unreadable(
     assert "unreadable" in broken
     assert broken["uuid"] == uuid(machine, 0)
     assert "unreadable" not in fine
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "nvmlDeviceGetName",
+        "nvmlDeviceGetSamples",
+        "nvmlDeviceGetFieldValues",
+        "nvmlDeviceGetRemappedRows",
+    ],
+)
+@pytest.mark.parametrize("code", [999, 4, 2])
+def test_what_is_only_good_to_know_is_no_reason_to_give_up_on_a_gpu(
+    machine: StubMachine, call: str, code: int
+):
+    machine.fail(call, code, gpu=0)
+
+    broken, _ = gpus_of(machine.env)
+
+    assert "unreadable" not in broken
 
 
 def test_instances_of_mig_are_gpus_with_holes_in_between(machine: StubMachine):

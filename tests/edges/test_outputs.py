@@ -55,13 +55,16 @@ def gone() -> list[str]:
 @pytest.fixture
 def tagged(dispatcher_of: MakeDispatcher, listener: Listener, gone: list[str]) -> Dispatcher:
     return dispatcher_of(
-        output=lambda waiter: Tagged(waiter, listener.write_fd, lambda: gone.append("gone"))
+        output=lambda waiter: Tagged(waiter, listener.write_fd, lambda _: gone.append("gone"))
     )
 
 
 def close_output(dispatcher: Dispatcher) -> None:
-    assert isinstance(dispatcher.output, Tagged)
-    dispatcher.output.close()
+    """As at the end of an invocation: the reader takes what he has not taken so far."""
+    output = dispatcher.output
+    assert isinstance(output, Tagged)
+    dispatcher.until(output.is_settled)
+    output.close()
 
 
 def everything(dispatcher: Dispatcher, listener: Listener) -> list[str]:
@@ -253,7 +256,7 @@ def test_when_the_reader_is_gone_it_is_said_once_and_jobs_go_on(
 @pytest.mark.parametrize("name", ["file", "/dev/null"])
 def test_stdout_may_be_what_epoll_does_not_know(dispatcher_of: MakeDispatcher, name: str):
     fd = os.open(name, os.O_WRONLY | os.O_CREAT, 0o600)
-    dispatcher = dispatcher_of(output=lambda waiter: Tagged(waiter, fd, lambda: None))
+    dispatcher = dispatcher_of(output=lambda waiter: Tagged(waiter, fd, lambda _: None))
 
     assert dispatcher.run("seq 50000") == Exited(0)
 
@@ -267,7 +270,7 @@ def test_a_full_disk_ends_the_output_and_not_the_jobs(
     dispatcher_of: MakeDispatcher, gone: list[str]
 ):
     fd = os.open("/dev/full", os.O_WRONLY)
-    dispatcher = dispatcher_of(output=lambda w: Tagged(w, fd, lambda: gone.append("gone")))
+    dispatcher = dispatcher_of(output=lambda w: Tagged(w, fd, lambda _: gone.append("gone")))
 
     assert dispatcher.run("seq 50000") == Exited(0)
     assert dispatcher.run("seq 50000", 2) == Exited(0)
@@ -285,7 +288,7 @@ def test_no_descriptor_stays_open_whether_or_not_a_job_starts(
 
     def output(waiter: Waiter) -> Tagged:
         waiters.append(waiter)
-        return Tagged(waiter, listener.write_fd, lambda: None)
+        return Tagged(waiter, listener.write_fd, lambda _: None)
 
     dispatcher = dispatcher_of(output=output, shell="/no/such/shell")
     before = os.listdir("/proc/self/fd")

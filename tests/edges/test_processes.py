@@ -171,23 +171,25 @@ def test_a_log_folder_that_somebody_removed_is_made_again(dispatcher: Dispatcher
     assert dispatcher.log() == "something\n"
 
 
-def test_where_the_log_cannot_be_opened_the_log_is_what_is_blamed(dispatcher: Dispatcher):
+def test_while_the_log_cannot_be_opened_the_job_waits_and_the_log_is_blamed(dispatcher: Dispatcher):
     folder = Path(dispatcher.logs.path(launch_of("true").run)).parent
     folder.rmdir()
     folder.symlink_to("nowhere/at/all")
 
     event = dispatcher.launch(launch_of("true"))
 
-    assert isinstance(event, RunExited)
-    assert isinstance(event.ending, NotStarted)
-    assert "logs" in event.ending.why
-    assert "bash" not in event.ending.why
+    assert isinstance(event, RunPostponed)
+    assert "logs" in event.why
 
 
-def test_a_log_on_a_full_disk_is_the_job_s_own_trouble(dispatcher: Dispatcher):
-    os.symlink("/dev/full", dispatcher.logs.path(launch_of("true").run))
+def test_a_log_that_is_a_link_is_not_followed(dispatcher: Dispatcher, tmp_path: Path):
+    (tmp_path / "precious").write_text("precious")
+    os.symlink(tmp_path / "precious", dispatcher.logs.path(launch_of("true").run))
 
-    assert dispatcher.run("echo something || exit 9") == Exited(9)
+    event = dispatcher.launch(launch_of("echo something"))
+
+    assert isinstance(event, RunPostponed)
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_an_environment_too_large_is_said_so(dispatcher_of: MakeDispatcher):
@@ -276,7 +278,7 @@ def test_a_long_command_s_script_is_private_and_gone_afterwards(
     assert not script.parent.exists()
 
 
-def test_a_script_that_cannot_be_written_is_why_the_job_was_not_started(
+def test_while_its_script_cannot_be_written_a_job_waits(
     dispatcher: Dispatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "a-file").touch()
@@ -284,9 +286,8 @@ def test_a_script_that_cannot_be_written_is_why_the_job_was_not_started(
 
     event = dispatcher.launch(launch_of(f"true # {LONG}"))
 
-    assert isinstance(event, RunExited)
-    assert isinstance(event.ending, NotStarted)
-    assert "a-file" in event.ending.why
+    assert isinstance(event, RunPostponed)
+    assert "a-file" in event.why
 
 
 def test_a_job_in_the_background_is_a_leftover_until_it_is_asked_to_end(dispatcher: Dispatcher):

@@ -165,7 +165,7 @@ def test_closing_gives_signals_and_descriptors_back(clock: SteadyClock):
     signal.set_wakeup_fd(wakeup_before)
     before = [signal.getsignal(signum) for signum in ALL]
     waiter = Waiter(clock)
-    SignalRequests(waiter)
+    SignalRequests(waiter, single=False)
     for _ in range(2):
         waiter.on_signal(signal.SIGUSR1, lambda: None)
     assert [signal.getsignal(signum) for signum in ALL] != before
@@ -178,7 +178,7 @@ def test_closing_gives_signals_and_descriptors_back(clock: SteadyClock):
 
 
 def test_the_first_interrupt_drains_and_the_second_stops(waiter: Waiter, clock: SteadyClock):
-    requests = SignalRequests(waiter)
+    requests = SignalRequests(waiter, single=False)
 
     first = ask(waiter, clock, requests, signal.SIGINT)
     second = ask(waiter, clock, requests, signal.SIGINT)
@@ -189,7 +189,7 @@ def test_the_first_interrupt_drains_and_the_second_stops(waiter: Waiter, clock: 
 
 
 def test_two_interrupts_at_once_are_two(waiter: Waiter, clock: SteadyClock):
-    requests = SignalRequests(waiter)
+    requests = SignalRequests(waiter, single=False)
 
     asked = ask(waiter, clock, requests, signal.SIGINT, signal.SIGINT)
 
@@ -197,13 +197,13 @@ def test_two_interrupts_at_once_are_two(waiter: Waiter, clock: SteadyClock):
 
 
 def test_sigterm_stops_at_once(waiter: Waiter, clock: SteadyClock):
-    asked = ask(waiter, clock, SignalRequests(waiter), signal.SIGTERM)
+    asked = ask(waiter, clock, SignalRequests(waiter, single=False), signal.SIGTERM)
 
     assert [(type(request), request.why) for request in asked] == [(StopRequested, "SIGTERM")]
 
 
 def test_hangups_drain_however_many_come(waiter: Waiter, clock: SteadyClock):
-    requests = SignalRequests(waiter)
+    requests = SignalRequests(waiter, single=False)
 
     asked = ask(waiter, clock, requests, signal.SIGHUP, signal.SIGHUP)
 
@@ -211,7 +211,7 @@ def test_hangups_drain_however_many_come(waiter: Waiter, clock: SteadyClock):
 
 
 def test_a_hangup_after_an_interrupt_does_not_stop(waiter: Waiter, clock: SteadyClock):
-    requests = SignalRequests(waiter)
+    requests = SignalRequests(waiter, single=False)
 
     asked = ask(waiter, clock, requests, signal.SIGINT, signal.SIGHUP)
 
@@ -220,7 +220,7 @@ def test_a_hangup_after_an_interrupt_does_not_stop(waiter: Waiter, clock: Steady
 
 def test_under_nohup_a_hangup_stays_ignored(waiter: Waiter, clock: SteadyClock):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    requests = SignalRequests(waiter)
+    requests = SignalRequests(waiter, single=False)
 
     asked = ask(waiter, clock, requests, signal.SIGHUP, signal.SIGTERM)
 

@@ -260,7 +260,7 @@ def test_stopping_ends_runs_within_the_grace_period():
 
     assert [e.ending for e in box.events if isinstance(e, RunExited)] == [Killed(15), Killed(15)]
     assert box.clock.time - began == pytest.approx(30, abs=1.01)
-    assert loop.state.totals.failed == 2
+    assert loop.state.totals.stopped == 2
     assert not box.living
 
 
