@@ -2,12 +2,21 @@
 
 import fcntl
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.stub_nvml import StubGpu, StubMachine, build, has_compiler
+
+
+def pytest_configure() -> None:
+    """Shells ignore Ctrl-C on behalf of what they run in the background; tests send it."""
+    for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            default = signal.default_int_handler if signum is signal.SIGINT else signal.SIG_DFL
+            signal.signal(signum, default)
 
 
 @pytest.fixture(scope="session")

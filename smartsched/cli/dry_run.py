@@ -68,7 +68,8 @@ def _observe_for_the_window(
             f" watching the GPUs for {words.duration(window)}",
             file=sys.stderr,
         )
-    deadline = clock.now() + window + state.policy.stale_after_seconds
+    # a driver that hangs is found out after so long, and its reason heard a moment later
+    deadline = clock.now() + window + state.policy.stale_after_seconds + 1.0
     while _window_is_open(state, clock.now()) and clock.now() < deadline:
         waiter.wait(min(sampler.wake_at(), deadline))
         for observation in sampler.take(clock.now()):

@@ -76,8 +76,8 @@ class LogFiles:
         try:
             return os.open(name, flags, 0o666, dir_fd=self._folder_fd)
         except FileNotFoundError:  # somebody tidied up; that is no reason for a job to fail
-            os.close(self._folder_fd)
-            self._folder_fd = self._make_folder()
+            gone, self._folder_fd = self._folder_fd, self._make_folder()
+            os.close(gone)
             return os.open(name, flags, 0o666, dir_fd=self._folder_fd)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._folder / name)) from error

@@ -28,6 +28,7 @@ _READ_BYTES = 1 << 16
 _LONGEST_LINE_BYTES = 16 << 20
 _STDERR_KEPT_BYTES = 4096
 _FIRST_BACKOFF_SECONDS = 0.5
+_OVERSLEPT_SECONDS = 2.0
 # Without the persistence daemon the driver sets up every card first: seconds each on large boxes.
 FIRST_LINE_PATIENCE_SECONDS = 30.0
 _LONGEST_BACKOFF_SECONDS = 10.0
@@ -77,11 +78,10 @@ class Sampler:
         self._start()
 
     def take(self, now: Timestamp) -> Sequence[Observation]:
-        asleep = now - self._now > self._patience
         self._now = now
         child = self._child
-        if asleep and child is not None:
-            child.heard_at = now  # it was us who did not listen
+        if child is not None and now > child.heard_at + child.patience + _OVERSLEPT_SECONDS:
+            child.heard_at = now  # we should have looked long ago: it was us who did not listen
         if child is None:
             self._restart_when_due(now)
         elif not child.doomed and now - child.heard_at > child.patience:

@@ -72,6 +72,40 @@ def test_it_observes_for_the_window_and_says_so_where_there_is_no_history(box: B
     assert "watching the GPUs for 1.0s" in done.err
 
 
+def test_a_driver_that_hangs_meanwhile_is_not_waited_for_for_ever(box: Box):
+    for index in range(4):
+        box.machine.set(index, history_seconds=-1)
+    session = box.start("--dry-run", "--free-for", "1s", "--interval", "100ms")
+    session.says("watching the GPUs")
+
+    box.machine.hang("nvmlDeviceGetMemoryInfo", 600)
+
+    done = session.end()
+    assert done.status == 3
+    assert "the driver has not answered" in done.out
+
+
+def test_of_a_long_list_the_beginning_is_looked_at_and_that_is_said(box: Box):
+    done = box.run("--dry-run", *MOMENT, commands=["true"] * 3000)
+
+    assert "would wait: 996 commands" in done.out
+    assert "looked at the first 1,000 commands" in done.out
+
+
+def test_a_recording_cannot_write_to_our_terminal(box: Box):
+    recording = box.run("sample", "--once").out.replace(
+        '"ailment":null', '"ailment":"\\u001b]0;owned\\u0007"'
+    )
+    (box.folder / "evil").write_text(recording)
+
+    dry = box.run("--dry-run", *MOMENT, "--replay", "evil")
+    run = box.run(*MOMENT, "--replay", "evil", "--wait-timeout", "3s", commands=["true"])
+
+    assert "owned" in dry.out
+    assert "owned" in run.err
+    assert "\x1b" not in dry.out + run.err
+
+
 def test_it_does_not_observe_where_the_answer_is_known(box: Box):
     for index in range(4):
         box.machine.set(index, history_seconds=-1, used_bytes=40 * GIB)

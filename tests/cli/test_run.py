@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import MOMENT, Box, a_pipe, alive
+from tests.cli.harness import MOMENT, PROGRAM, Box, a_pipe, alive
 from tests.stub_nvml import GIB
 from tests.waiting import wait_until
 
@@ -204,13 +204,15 @@ def test_what_a_job_leaves_behind_is_stopped_with_it(box: Box):
     commands = [
         "sleep 600 & echo $! > background",
         f"{sys.executable} -c '{daemon}'; until test -s daemon; do sleep 0.01; done",
+        "env -i setsid sh -c 'echo $$ > nobody; exec sleep 600' &"
+        " until test -s nobody; do sleep 0.01; done",
     ]
 
     done = box.run(*MOMENT, commands=commands)
 
     assert done.status == 0
-    assert done.err.count("left 1 process behind") == 2
-    for name in ("background", "daemon"):
+    assert done.err.count("left 1 process behind") >= 2
+    for name in ("background", "daemon", "nobody"):
         assert not alive(int((box.folder / name).read_text()))
 
 
@@ -223,6 +225,78 @@ def test_a_leftover_that_ignores_sigterm_is_killed_after_the_grace_period(box: B
     assert done.status == 0
     assert "killing it" in done.err
     assert not alive(int((box.folder / "pid").read_text()))
+
+
+def test_a_dispatcher_within_a_job_leaves_nobody_behind_either(box: Box):
+    inner = box.list_of(["trap '' TERM; echo $$ > inner; while :; do sleep 0.05; done"])
+    command = shlex.join([*PROGRAM, *MOMENT, "--gpus", "1", "--grace", "1h", str(inner)])
+    session = box.start(*MOMENT, "--gpus", "0", "--grace", "300ms", str(box.list_of([command])))
+    wait_until((box.folder / "inner").exists, "the inner job runs", session.dump)
+
+    session.process.terminate()
+
+    assert session.end().status == 130
+    assert not alive(int((box.folder / "inner").read_text()))
+
+
+def test_a_log_folder_that_cannot_be_written_makes_jobs_wait_and_not_fail(box: Box):
+    commands = ["true", "rm -rf smartsched-logs; touch smartsched-logs", "echo 3", "echo 4"]
+    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of(commands)))
+    session.says("cannot be started yet")
+
+    (box.folder / "smartsched-logs").unlink()
+
+    done = session.end()
+    assert done.status == 0
+    assert "4 jobs ok" in done.err
+
+
+def test_input_without_lines_does_not_make_it_deaf(box: Box):
+    session = box.start(*MOMENT, "-v", "/dev/zero")
+    session.says("GPU 0 FREE")
+
+    session.process.terminate()
+
+    assert session.end().status == 130
+
+
+def test_a_program_is_no_list_of_commands(box: Box):
+    done = box.run(*MOMENT, "/bin/ls")
+
+    assert done.status == 2
+    assert "is a program" in done.err
+
+
+def test_logs_are_where_the_user_stands_wherever_the_jobs_run(box: Box):
+    (box.folder / "sub").mkdir()
+
+    done = box.run(*MOMENT, "--wd", "sub", commands=["pwd"])
+
+    assert done.status == 0
+    [log] = box.job_logs()
+    assert log.read_text().strip() == str(box.folder / "sub")
+    assert f"logs in {log.parent}" in done.err
+
+
+def test_an_inherited_choice_of_gpus_is_said(box: Box):
+    done = box.run(*MOMENT, commands=["true"], CUDA_VISIBLE_DEVICES="1")
+
+    assert "CUDA_VISIBLE_DEVICES=1 in the environment limits this" in done.err
+
+
+def test_why_a_gpu_idles_is_said_while_others_run(box: Box):
+    box.machine.set(1, error=15)
+    session = box.start(
+        *MOMENT,
+        "--gpus",
+        "0,1",
+        str(box.list_of(["until test -e go; do sleep 0.01; done", "true"])),
+    )
+
+    session.says("waiting: GPU 1: the driver says: GPU is lost")
+    (box.folder / "go").touch()
+
+    assert session.end().status == 0
 
 
 def test_jobs_get_no_descriptors_but_the_three(box: Box):

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import time
 
+import pytest
+
 from tests.cli.harness import MOMENT, PROGRAM, Box, alive
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -67,6 +69,17 @@ def test_sigterm_stops_jobs_and_what_they_started(box: Box):
     session.signal(signal.SIGTERM)
 
     assert session.end().status == 130
+    assert not any(map(alive, pids))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
+def test_a_single_command_is_stopped_by_the_first(box: Box, signum: signal.Signals):
+    session = box.start(*MOMENT, "--", "sh", "-c", SLEEPER)
+    pids = running(box, 1)
+
+    session.signal(signum)
+
+    assert session.end().status == 128 + signal.SIGTERM
     assert not any(map(alive, pids))
 
 

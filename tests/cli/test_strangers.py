@@ -1,13 +1,16 @@
 """Other people on the box: no command is ever put where they work."""
 
+import os
 import random
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
 
-from tests.cli.harness import MOMENT, Box
+from smartsched.core.decide import JUST_SEEN_SECONDS
+from tests.cli.harness import MOMENT, Box, a_pipe
 from tests.stub_nvml import GIB, stranger_process
+from tests.waiting import wait_until
 
 
 def test_a_gpu_above_a_threshold_is_left_alone_and_taken_when_it_is_free(box: Box):
@@ -36,9 +39,9 @@ def test_the_emptiest_gpu_comes_first(box: Box):
 
 
 def test_a_visitor_within_the_window_counts_though_he_is_gone(box: Box):
-    box.machine.set(0, history=[(3.0, 95), *((t / 10, 0) for t in range(28, 0, -1))])
+    box.machine.set(0, history=[(90.0, 0), (3.0, 95), *((t / 10, 0) for t in range(28, 0, -1))])
 
-    done = box.run("--dry-run", "--gpus", "0", "--free-for", "4s")
+    done = box.run("--dry-run", "--gpus", "0", "--free-for", "80s")
 
     assert done.status == 3
     assert "utilisation 95% > 10%" in done.out
@@ -70,9 +73,9 @@ def test_nothing_waits_for_our_own_use_to_calm_down(box: Box):
 
 FREE_FOR_SECONDS = 0.5
 INTERVAL_SECONDS = 0.1
-# From a visitor's coming to the last moment at which a command may start beside him: the age of the
-# last sample and the start of the command, with a busy machine in mind.
-START_TAKES_SECONDS = 3.0
+# From a visitor's coming to the last moment at which a command may start beside him: the last look
+# and the start of the command, with a busy machine in mind.
+START_TAKES_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -139,3 +142,20 @@ def test_jobs_next_to_colleagues_who_come_and_go_run_once_and_never_on_a_busy_gp
                     started,
                     visit,
                 )
+
+
+def test_a_colleague_who_came_since_the_last_sample_is_seen_before_a_start(box: Box):
+    with a_pipe() as (reading, writing):
+        session = box.start(
+            "--free-for", "0", "--interval", "1h", "--gpus", "0", "-v", stdin=reading
+        )
+        session.says("GPU 0 FREE")
+        aged = time.monotonic() + 4 * JUST_SEEN_SECONDS
+        wait_until(lambda: time.monotonic() > aged, "the first look has aged")
+        box.machine.set(0, used_bytes=40 * GIB)
+
+        os.write(writing, b"echo started\n")
+
+        session.says("waiting: GPU 0: memory 50%")
+        session.process.terminate()
+        assert "started on" not in session.end().err
