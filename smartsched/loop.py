@@ -8,7 +8,8 @@ from smartsched.core.decide import Decision, decide
 from smartsched.core.events import Event, InputEnded, JobAccepted, LineRejected, RunLaunched
 from smartsched.core.model import JobSpec, Timestamp
 from smartsched.core.policy import Policy
-from smartsched.core.state import Closing, State, apply, see
+from smartsched.core.sight import see
+from smartsched.core.state import Closing, State, apply
 from smartsched.ports import (
     Clock,
     GpuSource,

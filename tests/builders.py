@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from smartsched.core import freeness
-from smartsched.core import state as core_state
+from smartsched.core import freeness, sight
 from smartsched.core.decide import Decision, decide
 from smartsched.core.events import (
     Event,
@@ -197,7 +196,7 @@ def decided(state: State, seconds: float = 0.0) -> Decision:
 def see(state: State, observation: Observation, now: float | None = None) -> None:
     """Heard at once unless said otherwise."""
     heard = observation.taken_at if isinstance(observation, Snapshot) else T0
-    core_state.see(state, observation, heard if now is None else now)
+    sight.see(state, observation, heard if now is None else now)
 
 
 def observe(

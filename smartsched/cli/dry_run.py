@@ -15,7 +15,8 @@ from smartsched.core.decide import current_verdict
 from smartsched.core.events import JobAccepted
 from smartsched.core.freeness import Unknown
 from smartsched.core.model import BadLine, GpuSample, JobSpec, Timestamp
-from smartsched.core.state import State, apply, see
+from smartsched.core.sight import see
+from smartsched.core.state import State, apply
 from smartsched.core.survey import Survey, as_json, survey
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.intake import Lines, OneCommand, open_inputs

@@ -12,7 +12,8 @@ from typing import TextIO, cast
 from smartsched.cli.wiring import check_source, first_snapshot, new_run_name, start_sampler
 from smartsched.config import Config, configure
 from smartsched.core.model import Exited, Killed, NotStarted
-from smartsched.core.state import Closing, State, see
+from smartsched.core.sight import see
+from smartsched.core.state import Closing, State
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.family import Family
 from smartsched.edges.intake import Input, Lines, OneCommand, open_inputs

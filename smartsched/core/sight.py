@@ -1,0 +1,85 @@
+"""What was seen of the GPUs: taken into State beside its account of the jobs, and never journaled,
+since it is stale the moment we restart."""
+
+from typing import assert_never
+
+from smartsched.core.freeness import observe
+from smartsched.core.model import (
+    UNREAD,
+    GpuKey,
+    GpuReading,
+    GpuUnreadable,
+    Observation,
+    SamplerTrouble,
+    Snapshot,
+    Timestamp,
+)
+from smartsched.core.state import State
+
+
+def see(state: State, observation: Observation, now: Timestamp) -> None:
+    """Take in what a host says about its GPUs, or that it says nothing."""
+    match observation:
+        case SamplerTrouble(host):
+            state.troubles[host] = observation
+        case Snapshot(host):
+            state.troubles.pop(host, None)
+            if observation.whole:
+                _see_cards(state, observation)
+            for reading in observation.gpus:
+                if state.policy.selection.admits(reading):
+                    _see_gpu(state, reading, observation.taken_at, now)
+            if observation.whole:
+                _miss_vanished(state, observation, now)
+        case _:
+            assert_never(observation)
+
+
+def _see_cards(state: State, snapshot: Snapshot) -> None:
+    """Below which indices CUDA may count otherwise than the driver: of cards that cannot be read,
+    are cut into MIG instances, or are listed no more."""
+    cards = state.cards.setdefault(snapshot.host, {})
+    listed = {gpu.key for gpu in snapshot.gpus}
+    sliced = {gpu.index for gpu in snapshot.gpus if gpu.slot is not None}
+    missing = {index for key, index in cards.items() if key not in listed}
+    unreadable = {gpu.index for gpu in snapshot.gpus if isinstance(gpu, GpuUnreadable)}
+    state.out_of_reach[snapshot.host] = frozenset(missing | unreadable | sliced)
+    cards.update(
+        (gpu.key, gpu.index) for gpu in snapshot.gpus if gpu.slot is None and _is_lasting(gpu.key)
+    )
+
+
+def _see_gpu(state: State, reading: GpuReading, taken_at: Timestamp, now: Timestamp) -> None:
+    watch = state.gpus.get(reading.key)
+    if watch is not None and taken_at < watch.taken_at:
+        return  # an answer that was overtaken by a later one
+    state.gpus[reading.key] = observe(
+        watch,
+        reading,
+        taken_at,
+        now,
+        state.holds.get(reading.key),
+        state.policy.thresholds,
+        state.policy.stale_after_seconds,
+    )
+
+
+def _miss_vanished(state: State, snapshot: Snapshot, now: Timestamp) -> None:
+    """A card that fell off the bus is missed until it is back. MIG instances come and go, and a
+    GPU that could not be read at first had no UUID yet: those are forgotten, if no run is there."""
+    listed = {reading.key for reading in snapshot.gpus}
+    for key, watch in list(state.gpus.items()):
+        if key.host == snapshot.host and key not in listed:
+            last = watch.latest
+            if key not in state.holds and (last.slot is not None or not _is_lasting(key)):
+                del state.gpus[key]
+                continue
+            gone = GpuUnreadable(
+                key, last.index, last.slot, last.name, "the driver no longer lists it"
+            )
+            _see_gpu(state, gone, snapshot.taken_at, now)
+
+
+def _is_lasting(key: GpuKey) -> bool:
+    """Whether the key is the GPU's own, and no stand-in for a UUID that nobody could read."""
+    return not key.uuid.startswith(UNREAD)
