@@ -3,21 +3,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO := 4,seed=2 --free-for 2s
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: check test demo format lint types soak bench help
+.PHONY: check test demo format lint types soak gpu bench help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV); this takes a while the first time"
+	@$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## set up and run a list of commands on four pretend GPUs
+	-$(BIN)/smartsched --simulate $(DEMO) --dry-run < /dev/null
 	printf 'echo "job $$SMARTSCHED_JOB sees GPU $$CUDA_VISIBLE_DEVICES"; sleep %s\n' 1 2 1 3 2 1 \
-	  | $(BIN)/smartsched --simulate 4,seed=7 --free-for 2s
+	  | $(BIN)/smartsched --simulate $(DEMO) --output tag
 
 test: $(INSTALLED)  ## set up and run the tests
 	$(PYTEST) -n 2 -m 'not gpu and not soak'
