@@ -121,7 +121,7 @@ def test_who_waits_for_a_reader_of_its_output_can_be_stopped(box: Box, signum: s
             return process.poll() is not None
 
         wait_until(insist, "it ends")
-        assert process.returncode == 130
+        assert process.returncode in (130, -signum)  # the last one may meet it on its way out
 
 
 def _is_full(fd: int) -> bool:
