@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smartsched.core import words
-from smartsched.core.decide import idles, why_none_is_free
+from smartsched.core.decide import why_none_is_free
 from smartsched.core.freeness import describe
 from smartsched.core.model import GpuProcess, Run, Running, Stopping, Timestamp
 from smartsched.core.state import Closing, State
@@ -174,7 +174,7 @@ class LiveView:
         lines = self._console.size.height - 4
         table = _live_table(state, now, max(lines, 3))
         parts: list[Table | Text] = [table, self._counts(state, now)]
-        if state.queue and (not state.runs or idles(state)):
+        if state.queue and not state.runs:  # else the rows say enough
             why = words.printable(why_none_is_free(state, now))
             if why:
                 parts.append(
