@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from smartsched.core.actions import Action, Kill, Launch, Refresh, Terminate
 from smartsched.core.decide import Decision, decide
 from smartsched.core.events import Event, InputEnded, JobAccepted, LineRejected, RunLaunched
-from smartsched.core.model import JobSpec, Timestamp
+from smartsched.core.model import JobSpec, Snapshot, Timestamp
 from smartsched.core.policy import Policy
 from smartsched.core.sight import see
 from smartsched.core.state import Closing, State, apply
@@ -38,16 +38,22 @@ class World:
     observer: Observer
 
 
+# Later than that we were stopped (SIGSTOP), or the machine was.
+OVERSLEPT_SECONDS = 1.0
+
+
 class Loop:
     def __init__(self, world: World, policy: Policy) -> None:
         self._world = world
         self.state = State(policy)
+        self._slept_until: Timestamp = float("inf")
         self._more_input = False
 
     def run(self) -> State:
         """Tick until every command has its end or the user wants no more. The state at the end."""
         while not (decision := self.tick()).over:
-            self._world.waiter.wait(self.wake_at(decision))
+            self._slept_until = self.wake_at(decision)
+            self._world.waiter.wait(self._slept_until)
         return self.state
 
     def tick(self) -> Decision:
@@ -64,8 +70,12 @@ class Loop:
         world = self._world
         self._record(world.requests.take(now), now)
         self._record(world.launcher.take(now), now)
+        overslept = now > self._slept_until + OVERSLEPT_SECONDS
         for observation in world.gpus.take(now):
-            see(self.state, observation, now)
+            heard_at = now
+            if overslept and isinstance(observation, Snapshot):
+                heard_at = observation.taken_at  # it lay about while we were stopped
+            see(self.state, observation, heard_at)
         self._more_input = False
         if self.state.closing is Closing.NO and self.state.input_open:
             self._accept(now)

@@ -374,3 +374,14 @@ def test_whoever_watches_sees_every_event():
         "GpuReleased",
     ]
     assert world.observer.events[3] == RunLaunched(T0, a_run(), 77, None)
+
+
+def test_what_was_seen_while_we_were_stopped_is_old_news():
+    world = FakeWorld(*commands(1), gpus=1)
+    world.gpus.told = [a_snapshot(a_sample(), at=T0)]
+    world.loop._slept_until = T0
+    world.clock.time = T0 + 3
+
+    world.loop.tick()
+
+    assert not any(entry.startswith("launch") for entry in world.diary)

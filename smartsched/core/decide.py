@@ -46,7 +46,6 @@ UNKILLABLE_AFTER_SECONDS = 10.0
 NONE_LEFT = "every free GPU is given to an earlier command"
 # Between samples a colleague may come: before a start the GPU is looked at once more.
 JUST_SEEN_SECONDS = 0.05
-LONGEST_LOOK_SECONDS = 2.0
 # How soon to look again for memory that has not come back: half of the time since, within bounds.
 _FIRST_LOOK_AGAIN_SECONDS = 0.02
 
@@ -146,14 +145,14 @@ def _place_queued_jobs(
         decision.waiting = Wait(f"could not start a command: {state.postponed_why}; trying again")
         return
     planned, decision.waiting = plan(state, now, released)
+    unseen: list[GpuKey] = []
     for job, placement in planned:
-        unseen = [gpu.key for gpu in placement.gpus if not _just_seen(state.gpus[gpu.key], now)]
-        if unseen:
-            decision.actions += [Refresh(gpu, now - JUST_SEEN_SECONDS) for gpu in unseen]
-        else:
+        unseen += [gpu.key for gpu in placement.gpus if not _just_seen(state.gpus[gpu.key], now)]
+        if not unseen:  # whoever comes later waits for the look too: the list keeps its order
             run = RunKey(job.id, job.attempts + 1)
             decision.events.append(RunPlaced(now, run, placement))
             decision.actions.append(Launch(run, job.spec, placement))
+    decision.actions += [Refresh(gpu, now - JUST_SEEN_SECONDS) for gpu in unseen]
 
 
 def plan(
@@ -174,10 +173,8 @@ def plan(
 
 
 def _just_seen(watch: Watch, now: Timestamp) -> bool:
-    """Whether nobody can have come in between. By its arrival, since a driver may take its time;
-    but not what waited to be heard while we were asleep."""
-    recent = now - watch.arrived_at <= JUST_SEEN_SECONDS
-    return recent and now - watch.taken_at <= LONGEST_LOOK_SECONDS
+    """Whether nobody can have come in between. By its arrival: a driver may take its time."""
+    return now - watch.arrived_at <= JUST_SEEN_SECONDS
 
 
 def free_gpus(state: State, now: Timestamp, released: Collection[GpuKey] = ()) -> list[FreeGpu]:

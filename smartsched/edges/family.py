@@ -24,6 +24,9 @@ class Family:
     def __init__(self, others: Callable[[], Collection[int]]) -> None:
         """`others`: pids of children of this process that are no runs."""
         self._others = others
+        self._session = os.getsid(0)
+        # A shell that exec'ed us may have left us children of its own: tee, substitutions.
+        self._inherited = {(pid, _started(pid)) for pid in _children()}
         self._adopts_orphans = _adopt_orphans()
 
     def may_have_left(self, shell: Shell, shells: Collection[Shell]) -> bool:
@@ -31,12 +34,19 @@ class Family:
         if _group_exists(shell.pid):
             return True
         known = {other.pid for other in shells} | set(self._others())
-        return any(pid not in known for pid in _children())
+        return any(pid not in known and self._may_be_ours(pid) for pid in _children())
 
     def members(self, shell: Shell, shells: Collection[Shell]) -> list["psutil.Process"]:
         """The living processes of a run but for its shell, as objects that notice when a pid was
         recycled. Whoever cannot be told apart belongs to the last run that there is."""
         return [process for process, owner in self._owned(shells) if owner == shell.pid]
+
+    def _may_be_ours(self, pid: int) -> bool:
+        """Runs have sessions of their own: whoever is in ours was never part of one."""
+        try:
+            return os.getsid(pid) != self._session and (pid, _started(pid)) not in self._inherited
+        except OSError:
+            return False
 
     def everybody(self) -> list["psutil.Process"]:
         """Whoever lives below this process, runs and strays."""
@@ -69,7 +79,11 @@ class Family:
             return list(psutil.process_iter())
         others = set(self._others())
         below: list[psutil.Process] = []
-        level = [p for p in psutil.Process().children() if p.pid not in others]
+        level = [
+            p
+            for p in psutil.Process().children()
+            if p.pid not in others and self._may_be_ours(p.pid)
+        ]
         children = _children_by_parent()
         while level:
             below += level
@@ -145,8 +159,18 @@ def _children_by_scan() -> list[int]:
 
 
 def _parent(pid: int) -> bytes:
+    return _stat(pid, 4)
+
+
+def _started(pid: int) -> bytes:
+    """With the pid, this tells a process from any other that there ever was."""
+    return _stat(pid, 22)
+
+
+def _stat(pid: int, number: int) -> bytes:
+    """A field of proc(5)'s stat, counted from 1; empty where there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
-            return stat.read(4096).rpartition(b")")[2].split(None, 2)[1]
+            return stat.read(4096).rpartition(b")")[2].split()[number - 3]
     except (OSError, IndexError):
         return b""

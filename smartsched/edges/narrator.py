@@ -28,10 +28,12 @@ from smartsched.core.model import (
     HostName,
     JobSpec,
     Killed,
-    Lingering,
     NotStarted,
     Placement,
+    Run,
     RunKey,
+    Running,
+    Stopping,
     Timestamp,
 )
 from smartsched.core.state import State
@@ -151,9 +153,7 @@ class Narrator:
     def finish(self, state: State, now: Timestamp) -> None:
         """The summary."""
         for run in state.runs.values():
-            if isinstance(run.status, Lingering):
-                text = f"job {run.job.id} left processes behind that cannot be killed"
-                self._view.line(now, text, "bad")
+            self._view.line(now, _left_alive(run), "bad")
         if self._single and not state.totals.rejected:
             return
         totals = state.totals
@@ -169,6 +169,8 @@ class Narrator:
         parts = [f"{words.count(totals.ok, 'job')} ok", f"{totals.failed:,} failed"]
         if totals.stopped:
             parts.append(f"{totals.stopped:,} stopped")
+        if state.runs:
+            parts.append(f"{len(state.runs):,} still there")
         if totals.rejected:
             parts.append(f"{words.count(totals.rejected, 'line')} left out")
         if state.queue:
@@ -273,6 +275,15 @@ class Narrator:
     def _say(self, at: Timestamp, text: str, tone: Tone) -> None:
         if not self._quiet:
             self._view.line(at, text, tone)
+
+
+def _left_alive(run: Run) -> str:
+    where = f"on GPU {run.status.placement.labels}"
+    match run.status:
+        case Stopping(pid=pid) | Running(pid=pid):
+            return f"job {run.job.id} cannot be killed and is still there (pid {pid}) {where}"
+        case _:
+            return f"job {run.job.id} left processes behind that cannot be killed {where}"
 
 
 def _command(spec: JobSpec) -> str:

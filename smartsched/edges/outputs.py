@@ -1,5 +1,6 @@
 """Where the output of jobs goes: to a log file each, to our own stdout with a tag, or untouched."""
 
+import errno
 import os
 import select
 import stat
@@ -18,6 +19,7 @@ _LONGEST_LINE_BYTES = 1 << 20
 # What poll() promises: a pipe that is writable takes this much without blocking (POSIX PIPE_BUF).
 _WRITE_BYTES = 4096
 _WRITES_AT_ONCE = 64
+_LAST_READS = 16
 _MOST_UNWRITTEN_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16
 
@@ -76,15 +78,20 @@ class LogFiles:
         try:
             return os.open(name, flags, 0o666, dir_fd=self._folder_fd)
         except FileNotFoundError:  # somebody tidied up; that is no reason for a job to fail
-            gone, self._folder_fd = self._folder_fd, self._make_folder()
+            gone, self._folder_fd = self._folder_fd, self._make_folder(again=True)
             os.close(gone)
             return os.open(name, flags, 0o666, dir_fd=self._folder_fd)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._folder / name)) from error
 
-    def _make_folder(self) -> int:
-        self._folder.mkdir(parents=True)
-        return os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def _make_folder(self, *, again: bool = False) -> int:
+        self._folder.mkdir(parents=True, exist_ok=again)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self._folder, flags)
+        if os.fstat(fd).st_uid != os.getuid():
+            os.close(fd)
+            raise OSError(errno.EPERM, "it belongs to somebody else", str(self._folder))
+        return fd
 
     def opened(self, run: RunKey, *, started: bool) -> None:
         if (fd := self._fds.pop(run, None)) is not None:
@@ -154,6 +161,8 @@ class Tagged:
         self._poll.register(fd, select.POLLOUT)
 
     def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
+        if self._paused:
+            raise OSError(errno.EAGAIN, "whoever reads the output is slow")
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
         tag = f"[{run.job} gpu {launch.placement.labels}] ".encode()
@@ -175,8 +184,9 @@ class Tagged:
         if stream is None:
             return
         self._fds.forget(stream.read_fd)
-        while self._read(stream):
-            pass
+        for _ in range(_LAST_READS):  # somebody unknown may still write, and never end
+            if not self._read(stream):
+                break
         if stream.pending:
             self._emit(stream, [bytes(stream.pending)])
         os.close(stream.read_fd)

@@ -8,6 +8,7 @@ stdin. Late or broken means that nothing is known; the child is replaced, never 
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -194,7 +195,7 @@ class Sampler:
         taken_at = self._at_monotonic(codec.monotonic_seconds(fields))
         observation = codec.decode(fields, taken_at=taken_at, host=self._host)
         self._observations.append(observation)
-        child.heard_at = max(child.heard_at, taken_at)
+        child.heard_at = self._at_monotonic(time.monotonic())
         child.patience = self._patience
         if isinstance(observation, Snapshot):
             self._backoff = _FIRST_BACKOFF_SECONDS

@@ -179,3 +179,12 @@ def test_a_killed_dispatcher_takes_its_sampler_along(box: Box):
     for pid in everybody:  # a training outlives its dispatcher
         if pid != sampler:
             os.killpg(pid, signal.SIGKILL)
+
+
+def test_a_driver_that_takes_its_time_is_slow_and_not_hanging(box: Box):
+    box.machine.hang("nvmlDeviceGetMemoryInfo", 4.0, gpu=0)
+
+    done = box.run("--free-for", "0", "--interval", "100ms", commands=["echo 1", "echo 2"])
+
+    assert done.status == 0
+    assert "not answered" not in done.err

@@ -3,6 +3,7 @@
 import os
 import shlex
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -237,6 +238,48 @@ def test_a_dispatcher_within_a_job_leaves_nobody_behind_either(box: Box):
 
     assert session.end().status == 130
     assert not alive(int((box.folder / "inner").read_text()))
+
+
+@pytest.mark.parametrize("mode", ["log", "tag"])
+def test_children_that_a_shell_left_us_are_not_taken_for_a_jobs(box: Box, mode: str):
+    program = shlex.join([*PROGRAM, *MOMENT, "--gpus", "0", "--output", mode])
+    shell = (
+        "sleep 600 > /dev/null 2>&1 & echo $! > inherited;"
+        f" exec {program} < <(for n in 1 2 3; do echo true; sleep 0.2; done)"
+    )
+
+    done = subprocess.run(
+        ["bash", "-c", shell], env=box.env, cwd=box.folder, capture_output=True, check=False
+    )
+
+    pid = int((box.folder / "inherited").read_text())
+    assert alive(pid)
+    os.kill(pid, 9)
+    assert done.returncode == 0
+    assert b"3 jobs ok" in done.stderr
+    assert b"left" not in done.stderr
+
+
+def test_a_hidden_writer_does_not_hold_up_the_others(box: Box):
+    commands = [
+        "until test -s hidden; do sleep 0.01; done; sleep 1",
+        "env -i setsid sh -c 'echo $$ > hidden; exec yes' & until test -s hidden; do :; done",
+    ]
+
+    done = box.run(*MOMENT, "--output", "tag", commands=commands)
+
+    assert done.status == 0
+    assert "2 jobs ok" in done.err
+    assert not alive(int((box.folder / "hidden").read_text()))
+
+
+def test_a_log_folder_that_somebody_else_made_again_is_used_again(box: Box):
+    again = "f=$(echo smartsched-logs/*); rm -r $f; mkdir $f"
+
+    done = box.run(*MOMENT, "--gpus", "0", commands=["true", again, "echo 3"])
+
+    assert done.status == 0
+    assert [log.read_text() for log in box.job_logs()] == ["3\n"]
 
 
 def test_a_log_folder_that_cannot_be_written_makes_jobs_wait_and_not_fail(box: Box):

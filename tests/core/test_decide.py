@@ -212,17 +212,21 @@ def test_a_gpu_is_looked_at_once_more_before_a_start():
 def test_a_look_that_took_the_driver_long_counts_when_it_arrives():
     state = a_state(a_sample(), queued=1)
 
-    see(state, a_snapshot(a_sample(), at=T0 + 1), T0 + 2.5)
+    see(state, a_snapshot(a_sample(), at=T0 + 1), T0 + 5.5)
 
-    assert launches(decided(state, 2.5)) == [(1, "0")]
+    assert launches(decided(state, 5.5)) == [(1, "0")]
 
 
-def test_a_look_that_lay_about_unheard_does_not_count():
-    state = a_state(a_sample(), queued=1)
+def test_the_list_keeps_its_order_where_only_a_later_gpu_was_just_seen():
+    state = a_state(a_sample(0), a_sample(1), queued=2)
+    see(state, a_snapshot(a_sample(1), at=T0 + 0.5, whole=False))
 
-    see(state, a_snapshot(a_sample(), at=T0 + 1), T0 + 4)
+    decision = decided(state, 0.5)
 
-    assert launches(decided(state, 4)) == []
+    assert launches(decision) == []
+    assert [a.gpu for a in decision.actions if isinstance(a, Refresh)] == [a_key(0)]
+    see(state, a_snapshot(a_sample(0), at=T0 + 0.51, whole=False))
+    assert launches(decided(state, 0.51)) == [(1, "0"), (2, "1")]
 
 
 def test_a_reason_to_wait_names_gpus_with_the_same_reason_together():
