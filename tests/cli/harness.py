@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,11 @@ class Box:
 
     def close(self) -> None:
         for session in self._sessions:
-            if session.process.poll() is None:
+            if session.process.poll() is None:  # of a test that failed: its jobs go with it
+                for _ in range(3):
+                    session.process.send_signal(signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    session.process.wait(PATIENCE_SECONDS)
                 session.process.kill()
                 session.process.wait()
 
