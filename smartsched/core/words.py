@@ -1,6 +1,5 @@
 """Quantities and texts as people read them."""
 
-GIB = 2**30
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SECONDS_PER_MINUTE = 60
 _SECONDS_PER_HOUR = 3600

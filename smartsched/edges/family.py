@@ -50,7 +50,14 @@ class Family:
 
     def everybody(self) -> list["psutil.Process"]:
         """Whoever lives below this process, runs and strays."""
-        return [process for process, _ in self._owned([])] if self._adopts_orphans else []
+        if not self._adopts_orphans or not self._roots():
+            return []
+        return [process for process, _ in self._owned([])]
+
+    def _roots(self) -> set[int]:
+        """Our children that are, or once were, part of runs."""
+        others = set(self._others())
+        return {pid for pid in _children() if pid not in others and self._may_be_ours(pid)}
 
     def _owned(self, shells: Collection[Shell]) -> Iterator[tuple["psutil.Process", int | None]]:
         import psutil
@@ -73,18 +80,13 @@ class Family:
 
     def _candidates(self) -> list["psutil.Process"]:
         """Ancestors before descendants."""
-        import psutil
-
         if not self._adopts_orphans:
+            import psutil
+
             return list(psutil.process_iter())
-        others = set(self._others())
         below: list[psutil.Process] = []
-        level = [
-            p
-            for p in psutil.Process().children()
-            if p.pid not in others and self._may_be_ours(p.pid)
-        ]
-        children = _children_by_parent()
+        children, roots = _children_by_parent(), self._roots()
+        level = [child for child in children.get(os.getpid(), ()) if child.pid in roots]
         while level:
             below += level
             level = [child for parent in level for child in children.get(parent.pid, ())]

@@ -12,7 +12,6 @@ from smartsched.core.events import (
     DrainRequested,
     Event,
     LineRejected,
-    RunCleared,
     RunExited,
     RunKilled,
     RunLaunched,
@@ -129,7 +128,7 @@ class Narrator:
                 self._view.line(now, f"{source}: {why}; this line is left out", "bad")
             case DrainRequested() | StopRequested() | WaitTimedOut():
                 self._closing(event, state, now)
-            case RunCleared() | _:
+            case _:
                 pass
 
     def decided(self, decision: Decision, state: State, now: Timestamp) -> None:
