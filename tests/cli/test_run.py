@@ -1,6 +1,7 @@
 """Lists of commands through the real program, on stub GPUs."""
 
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -212,7 +213,8 @@ def test_what_a_job_leaves_behind_is_stopped_with_it(box: Box):
     done = box.run(*MOMENT, commands=commands)
 
     assert done.status == 0
-    assert done.err.count("left 1 process behind") >= 2
+    # the last job of all may be told to have left the hidden one as well
+    assert sum(map(int, re.findall(r"left (\d+) process", done.err))) >= 2
     for name in ("background", "daemon", "nobody"):
         assert not alive(int((box.folder / name).read_text()))
 
