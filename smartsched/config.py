@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Literal, TypeVar
 
 from smartsched.core.freeness import Share, Size, Thresholds
+from smartsched.core.halt import parse_halt
 from smartsched.core.policy import Policy
 from smartsched.core.selection import Selection, parse_ids
 from smartsched.core.strangers import Ignored
@@ -17,6 +18,7 @@ from smartsched.core.units import (
     parse_duration,
     parse_interval,
     parse_percent,
+    parse_positive_duration,
     parse_size,
 )
 from smartsched.errors import UsageError
@@ -41,6 +43,9 @@ class Config:
     progress: bool
     color: bool
     sampler_arguments: tuple[str, ...]
+    on_finish: str | None
+    joblog: str | None
+    json_log: str | None
     notes: tuple[str, ...]  # what the user may not expect and should know
 
 
@@ -59,6 +64,14 @@ def configure(args: argparse.Namespace, run_name: str) -> Config:
         wait_timeout_seconds=None
         if args.wait_timeout is None
         else flag("--wait-timeout", parse_duration, args.wait_timeout),
+        retries=flag("--retries", parse_count, args.retries),
+        retry_delay_seconds=flag("--retry-delay", parse_duration, args.retry_delay),
+        timeout_seconds=None
+        if args.timeout is None
+        else flag("--timeout", parse_positive_duration, args.timeout),
+        halt=None if args.halt is None else flag("--halt", parse_halt, args.halt),
+        guard=args.guard,
+        tells=args.on_finish is not None,
     )
     color = not args.no_color and not os.environ.get("NO_COLOR")
     return Config(
@@ -66,7 +79,7 @@ def configure(args: argparse.Namespace, run_name: str) -> Config:
         command=args.command,
         inputs=tuple(args.files),
         output=output,
-        logs=os.path.abspath(args.logs) if args.wd is not None else args.logs,
+        logs=args.logs,
         shell=_shell(args.shell),
         working_directory=args.wd,
         quiet=args.quiet,
@@ -74,6 +87,9 @@ def configure(args: argparse.Namespace, run_name: str) -> Config:
         progress=_progress(args, output),
         color=color,
         sampler_arguments=sampler_arguments(args, interval),
+        on_finish=args.on_finish,
+        joblog=args.joblog,
+        json_log=args.json_log,
         notes=notes,
     )
 
@@ -84,7 +100,7 @@ def sampler_arguments(args: argparse.Namespace, interval: float) -> tuple[str, .
     if args.simulate is not None:
         arguments += ["--simulate", args.simulate]
     if args.replay is not None:
-        arguments += ["--replay", os.path.abspath(args.replay)]
+        arguments += ["--replay", args.replay]
     return tuple(arguments)
 
 

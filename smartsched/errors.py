@@ -28,6 +28,14 @@ class BadSnapshotError(SmartschedError):
     """A line of the sample stream that is not a snapshot."""
 
 
+class StateError(SmartschedError):
+    """The folder in which runs are remembered cannot be used, or not now."""
+
+
+class JournalDamagedError(SmartschedError):
+    """A run's journal says something that cannot be."""
+
+
 class IllegalTransitionError(SmartschedError):
     """An event that cannot follow from where the job stands: our bug, so be loud."""
 

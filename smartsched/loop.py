@@ -1,22 +1,53 @@
-"""One tick: observe, decide, record, act. Knows the order; knows no device or file."""
+"""One tick: observe, decide, record, act. Knows the order; knows no device or file.
 
-from collections.abc import Iterable
+What was observed is true whether or not it is written; what was decided happens only once it is.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from smartsched.core.actions import Action, Kill, Launch, Refresh, Terminate
+from smartsched.core.actions import Action, Kill, Launch, Refresh, Tell, Terminate
+from smartsched.core.apply import apply
 from smartsched.core.decide import Decision, decide
-from smartsched.core.events import Event, InputEnded, JobAccepted, LineRejected, RunLaunched
-from smartsched.core.model import JobSpec, Snapshot, Timestamp
+from smartsched.core.events import (
+    Event,
+    InputEnded,
+    JobAccepted,
+    JobFinished,
+    JobRecalled,
+    LineRejected,
+    ListReplaced,
+    RunClosed,
+    RunLaunched,
+    RunPlaced,
+    RunResumed,
+    RunStopping,
+)
+from smartsched.core.model import (
+    BadLine,
+    JobSpec,
+    Lingering,
+    Running,
+    Snapshot,
+    Stopping,
+    Timestamp,
+    Wait,
+)
 from smartsched.core.policy import Policy
+from smartsched.core.settle import settle
 from smartsched.core.sight import see
-from smartsched.core.state import Closing, State, apply
+from smartsched.core.state import Closing, State, postpone
 from smartsched.ports import (
+    Arrived,
     Clock,
     GpuSource,
     Intake,
+    Journal,
     Launcher,
     Observer,
+    Recall,
     Requests,
+    Teller,
     Waiter,
 )
 
@@ -35,6 +66,8 @@ class World:
     launcher: Launcher
     intake: Intake
     requests: Requests
+    journal: Journal
+    teller: Teller
     observer: Observer
 
 
@@ -43,11 +76,46 @@ OVERSLEPT_SECONDS = 1.0
 
 
 class Loop:
-    def __init__(self, world: World, policy: Policy) -> None:
+    def __init__(self, world: World, policy: Policy, state: State | None = None) -> None:
+        """`state`: what the journal of an earlier dispatcher says."""
         self._world = world
-        self.state = State(policy)
+        self.state = state if state is not None else State(policy)
         self._slept_until: Timestamp = float("inf")
         self._more_input = False
+        self._unwritten: list[Event] = []  # true, but not in the journal yet
+        self._untold: list[Tell] = []
+        self._behind = False  # the journal could not be written
+
+    def resume(self, resumed: RunResumed, replaced: ListReplaced | None, *, adopt: bool) -> None:
+        """Go on where an earlier dispatcher ended or died. `adopt`: whether what it left running
+        may go on; else it is stopped and started anew."""
+        now, launcher = resumed.at, self._world.launcher
+        self._record([resumed], now)
+        for run in list(self.state.runs.values()):
+            if (event := launcher.adopt(run, now)) is not None:
+                self._record([event], now)
+        self._record(launcher.take(now), now)  # what ended meanwhile did not outlive anybody
+        if not adopt:
+            runs = self.state.runs.items()
+            survivors = [key for key, run in runs if isinstance(run.status, Running)]
+            self._record([RunStopping(now, key, "survivor") for key in survivors], now)
+        self._untold += self._settle(now)
+        if replaced is not None:
+            self._record([replaced], now)
+        self._write([])
+        self._ask_again()
+
+    def _ask_again(self) -> None:
+        """That runs were told to end is on record; whether it was done before our predecessor died,
+        nobody knows."""
+        for key, run in self.state.runs.items():
+            match run.status:
+                case Stopping(killed_at=float()) | Lingering(killed_at=float()):
+                    self._world.launcher.kill(key)
+                case Stopping() | Lingering(asked=True):
+                    self._world.launcher.terminate(key)
+                case _:
+                    pass
 
     def run(self) -> State:
         """Tick until every command has its end or the user wants no more. The state at the end."""
@@ -56,12 +124,27 @@ class Loop:
             self._world.waiter.wait(self._slept_until)
         return self.state
 
+    def close(self, now: Timestamp) -> str | None:
+        """The last record. Why it cannot be written, if it cannot."""
+        state = self.state
+        left = state.queue or state.input_open or state.runs or state.interrupted
+        self._record([RunClosed(now, not left, state.totals.failed)], now)
+        why = self._write([])
+        if why is None:
+            self._act(self._untold, now)
+        return why
+
     def tick(self) -> Decision:
         now = self._world.clock.now()
         self._observe(now)
+        self._untold += self._settle(now)
         decision = decide(self.state, now)
-        self._record(decision.events, now)  # before anything happens in the world
-        if not self._act(decision.actions, now):
+        if (why := self._write(decision.events)) is not None:
+            self._hold(decision, why, now)
+        told, self._untold = ([], self._untold) if self._behind else (self._untold, [])
+        for event in decision.events:
+            self._apply(event, now)
+        if not self._act([*told, *decision.actions], now):
             decision.wake_by(now)
         self._world.observer.decided(decision, self.state, now)
         return decision
@@ -77,7 +160,7 @@ class Loop:
                 heard_at = observation.taken_at  # it lay about while we were stopped
             see(self.state, observation, heard_at)
         self._more_input = False
-        if self.state.closing is Closing.NO and self.state.input_open:
+        if self.state.closing is Closing.NO and self.state.input_open and not self._behind:
             self._accept(now)
 
     def _accept(self, now: Timestamp) -> None:
@@ -88,14 +171,52 @@ class Loop:
             if not arrived:
                 break
             budget -= len(arrived)
-            for line in arrived:
-                if isinstance(line, JobSpec):
-                    self._record([JobAccepted(now, self.state.next_job(), line)], now)
-                else:
-                    self._record([LineRejected(now, line.source, line.why)], now)
+            for each in arrived:
+                self._record([self._arrival(each, now)], now)
         self._more_input = budget == 0 or intake.has_more()
+        self._record(intake.finished(now), now)
         if intake.ended():
             self._record([InputEnded(now)], now)
+
+    def _arrival(self, arrived: Arrived, now: Timestamp) -> Event:
+        match arrived.what:
+            case JobSpec() as spec:
+                return JobAccepted(now, self.state.next_job(), spec, arrived.read_to)
+            case BadLine(source, why):
+                return LineRejected(now, source, why, arrived.read_to)
+            case Recall(job, spec, attempts):
+                return JobRecalled(now, job, spec, attempts, arrived.read_to)
+
+    def _settle(self, now: Timestamp) -> list[Tell]:
+        """What becomes of the jobs whose runs have ended; whom the user's command is to be told."""
+        told = []
+        for event in settle(self.state, now):
+            if isinstance(event, JobFinished) and self.state.policy.tells:
+                told.append(Tell(self.state.ended[event.run], event.outcome))
+            self._record([event], now)
+        return told
+
+    def _write(self, events: Sequence[Event]) -> str | None:
+        """Make them durable with what is true already. Why not, if not."""
+        everything = [*self._unwritten, *events]
+        if not everything:
+            self._behind = False
+            return None
+        why = self._world.journal.write(everything)
+        self._behind = why is not None
+        if why is None:
+            self._unwritten.clear()
+            self._world.launcher.written(everything)
+        return why
+
+    def _hold(self, decision: Decision, why: str, now: Timestamp) -> None:
+        """Nothing is started that is not on record; all else that was decided is done."""
+        decision.events = [e for e in decision.events if not isinstance(e, RunPlaced)]
+        decision.actions = [a for a in decision.actions if not isinstance(a, Launch)]
+        self._unwritten += decision.events
+        postpone(self.state, now, why)
+        decision.waiting = Wait(f"nothing is started: {why}")
+        decision.wake_by(self.state.postponed_until)
 
     def _act(self, actions: Iterable[Action], now: Timestamp) -> bool:
         """Whether all of it went as decided; if not, there is something new to decide."""
@@ -113,14 +234,21 @@ class Loop:
                     world.launcher.kill(run)
                 case Refresh(gpu, after):
                     looks.append((gpu, after))
+                case Tell():
+                    world.teller.tell(action)
         if looks:
             world.gpus.refresh(looks, now)
         return as_decided
 
     def _record(self, events: Iterable[Event], now: Timestamp) -> None:
+        """Take in what is true whatever we do; the next write has it."""
         for event in events:
-            apply(self.state, event)
-            self._world.observer.recorded(event, self.state, now)
+            self._unwritten.append(event)
+            self._apply(event, now)
+
+    def _apply(self, event: Event, now: Timestamp) -> None:
+        apply(self.state, event)
+        self._world.observer.recorded(event, self.state, now)
 
     def wake_at(self, decision: Decision) -> Timestamp:
         """How long it may sleep if nothing happens."""

@@ -4,20 +4,33 @@ Nothing here waits but `Waiter.wait`: everything else answers with what there is
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from smartsched.core.actions import Launch
+from smartsched.core.actions import Launch, Tell
 from smartsched.core.decide import Decision
 from smartsched.core.events import (
     DrainRequested,
     Event,
+    InputRead,
     RunCleared,
     RunExited,
     RunLaunched,
     RunPostponed,
+    RunRevoked,
     StopRequested,
 )
-from smartsched.core.model import BadLine, GpuKey, JobSpec, Observation, RunKey, Timestamp
+from smartsched.core.model import (
+    BadLine,
+    GpuKey,
+    JobId,
+    JobSpec,
+    Observation,
+    Position,
+    Run,
+    RunKey,
+    Timestamp,
+)
 from smartsched.core.state import State
 
 
@@ -58,19 +71,51 @@ class Launcher(Protocol):
         """Start it, or say why not: RunExited with NotStarted, or RunPostponed."""
         ...
 
+    def adopt(
+        self, run: Run, now: Timestamp
+    ) -> RunLaunched | RunRevoked | RunExited | RunCleared | None:
+        """Look after a run that an earlier dispatcher placed. What became of it meanwhile; None:
+        nothing that was not known."""
+        ...
+
     def terminate(self, run: RunKey) -> None: ...
     def kill(self, run: RunKey) -> None: ...
 
-    def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared]:
+    def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared | RunPostponed]:
         """What ended since the last call."""
+        ...
+
+    def written(self, events: Sequence[Event]) -> None:
+        """These are in the journal: what only a crash before that would have needed may go."""
         ...
 
     def wake_at(self) -> Timestamp: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """A job that the run knows is to be queued again."""
+
+    job: JobId
+    spec: JobSpec
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Something new to do, and how far the input was read for it."""
+
+    what: JobSpec | BadLine | Recall
+    read_to: Position | None = None  # None: it was not read from an input
+
+
 class Intake(Protocol):
-    def take(self, most: int) -> Sequence[JobSpec | BadLine]:
-        """Up to `most` commands that have arrived."""
+    def take(self, most: int) -> Sequence[Arrived]:
+        """Up to `most` that have arrived."""
+        ...
+
+    def finished(self, now: Timestamp) -> Sequence[InputRead]:
+        """Which inputs were read to their ends since the last call."""
         ...
 
     def has_more(self) -> bool:
@@ -79,6 +124,20 @@ class Intake(Protocol):
 
     def ended(self) -> bool:
         """Whether nothing will come any more."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Journal(Protocol):
+    def write(self, events: Sequence[Event]) -> str | None:
+        """Make them durable, all or none. None: they are; else why they cannot be."""
+        ...
+
+
+class Teller(Protocol):
+    def tell(self, what: Tell) -> None:
+        """Start the user's own command for a job that is finished. Must not fail."""
         ...
 
 

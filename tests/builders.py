@@ -5,10 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from smartsched.core import freeness, sight
+from smartsched.core.apply import replay
 from smartsched.core.decide import Decision, decide
 from smartsched.core.events import (
     Event,
     JobAccepted,
+    JobFinished,
+    JobRequeued,
     RunExited,
     RunLaunched,
     RunPlaced,
@@ -27,14 +30,17 @@ from smartsched.core.model import (
     JobId,
     JobSpec,
     Observation,
+    Outcome,
     PlacedGpu,
     Placement,
+    ProcessId,
+    RequeueReason,
     RunKey,
     Snapshot,
     UtilizationPoint,
 )
 from smartsched.core.policy import Policy
-from smartsched.core.state import State, replay
+from smartsched.core.state import State
 from smartsched.core.strangers import Hold
 
 T0 = 1_000_000.0
@@ -122,6 +128,10 @@ def a_run(job: int = 1, attempt: int = 1) -> RunKey:
     return RunKey(JobId(job), attempt)
 
 
+def a_process_id(pid: int = 77) -> ProcessId:
+    return ProcessId(pid, 1000, "boot")
+
+
 def a_spec(number: int = 1) -> JobSpec:
     return JobSpec(f"echo {number}", f"list:{number}")
 
@@ -139,7 +149,7 @@ def placed(job: int = 1, gpu: int = 0, attempt: int = 1, at: float = T0) -> RunP
 
 
 def launched(job: int = 1, attempt: int = 1, at: float = T0, pid: int = 77) -> RunLaunched:
-    return RunLaunched(at, a_run(job, attempt), pid, None)
+    return RunLaunched(at, a_run(job, attempt), a_process_id(pid), None)
 
 
 def exited(
@@ -150,6 +160,22 @@ def exited(
     leftovers: int = 0,
 ) -> RunExited:
     return RunExited(at, a_run(job, attempt), ending, leftovers)
+
+
+def finished(
+    job: int = 1, outcome: Outcome = "ok", attempt: int = 1, at: float = T0
+) -> JobFinished:
+    return JobFinished(at, a_run(job, attempt), outcome)
+
+
+def requeued(
+    job: int = 1,
+    why: RequeueReason = "failed",
+    attempt: int = 1,
+    at: float = T0,
+    not_before: float = T0,
+) -> JobRequeued:
+    return JobRequeued(at, a_run(job, attempt), why, not_before)
 
 
 def a_state(

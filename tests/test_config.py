@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from smartsched.cli.parser import parse
 from smartsched.config import Config, configure, parse_limit
 from smartsched.core.freeness import Share, Size
+from smartsched.core.halt import Halt
 from smartsched.core.selection import ByIndex, BySlot, ByUuid
 from smartsched.core.units import parse_count, parse_duration, parse_percent, parse_size
 from smartsched.errors import UsageError
@@ -124,6 +125,17 @@ def test_any_text_is_a_value_or_a_usage_error(text: str):
         ("--grace", "-1s"),
         ("--wait-timeout", "never"),
         ("--ignore-pid", "bob"),
+        ("--retries", "-1"),
+        ("--retries", "1.5"),
+        ("--retries", "many"),
+        ("--retry-delay", "soon"),
+        ("--retry-delay", "-1s"),
+        ("--timeout", "0"),
+        ("--timeout", "0s"),
+        ("--timeout", "never"),
+        ("--halt", "soon"),
+        ("--halt", "never"),
+        ("--halt", "now,fail=0%"),
         ("--gpus", "0,0"),
         ("--gpus", "one"),
         ("--gpus", ","),
@@ -149,8 +161,12 @@ def test_without_flags_the_documented_defaults_hold():
     assert config.policy.interval_seconds == 1.0
     assert config.policy.grace_seconds == 10.0
     assert config.policy.wait_timeout_seconds is None
+    assert (config.policy.retries, config.policy.retry_delay_seconds) == (0, 1.0)
+    assert (config.policy.timeout_seconds, config.policy.halt) == (None, None)
+    assert (config.policy.guard, config.policy.tells) == (True, False)
+    assert (config.on_finish, config.joblog, config.json_log) == (None, None, None)
     assert config.policy.selection.wanted is None
-    assert (config.output, config.logs) == ("log", "smartsched-logs")
+    assert (config.output, config.logs) == ("log", os.path.abspath("smartsched-logs"))
     assert os.path.basename(config.shell) in ("bash", "sh")
     assert config.notes == ()
 
@@ -173,6 +189,25 @@ def test_flags_become_the_policy():
     assert config.policy.grace_seconds == 60.0
     assert config.policy.wait_timeout_seconds == 7200.0
     assert config.policy.visible_by == "uuid"
+
+
+def test_flags_say_what_happens_when_jobs_fail():
+    config = config_of(
+        "--retries=3", "--retry-delay=1m", "--timeout=2h30m", "--halt=now,fail=10%", "--no-guard",
+        "--on-finish=notify",
+    )  # fmt: skip
+
+    policy = config.policy
+    assert (policy.retries, policy.retry_delay_seconds, policy.timeout_seconds) == (3, 60.0, 9000.0)
+    assert policy.halt == Halt(stop=True, failures=None, percent=10)
+    assert (policy.guard, policy.tells, config.on_finish) == (False, True, "notify")
+
+
+def test_logs_of_jobs_are_absolute_and_say_whether_they_are_appended_to():
+    config = config_of("--joblog=jobs.tsv", "--json-log=+events.json")
+
+    assert config.joblog == os.path.abspath("jobs.tsv")
+    assert config.json_log == "+" + os.path.abspath("events.json")
 
 
 def test_gpus_are_indices_ranges_uuids_and_slots():

@@ -26,7 +26,8 @@ MAY_IMPORT = {
 # What a pure module needs of the standard library; everything else would be an effect.
 PURE = {
     "__future__", "bisect", "collections", "contextlib", "dataclasses", "enum", "fractions",
-    "functools", "heapq", "itertools", "json", "math", "operator", "re", "typing",
+    "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "typing",
+    "zlib",
 }  # fmt: skip
 IMPURE_BUILTINS = {"open", "print", "input", "exec", "eval", "breakpoint", "__import__"}
 

@@ -4,36 +4,77 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
-from smartsched.core.actions import Launch
+from smartsched.core.actions import Launch, Tell
+from smartsched.core.apply import replay
 from smartsched.core.decide import Decision
 from smartsched.core.events import (
     DrainRequested,
     Event,
+    InputRead,
+    JobAccepted,
+    JobFinished,
+    JobRecalled,
+    JobRequeued,
+    LineRejected,
+    ListReplaced,
     RunCleared,
+    RunClosed,
     RunExited,
+    RunKilled,
     RunLaunched,
+    RunPlaced,
     RunPostponed,
+    RunResumed,
+    RunRevoked,
+    RunStopping,
     StopRequested,
 )
 from smartsched.core.model import (
     BadLine,
     Exited,
     GpuKey,
+    JobId,
     JobSpec,
+    Killed,
+    Lost,
     NotStarted,
     Observation,
+    Position,
+    Run,
     RunKey,
+    Starting,
     Timestamp,
 )
 from smartsched.core.state import Closing, State
 from smartsched.loop import LINES_A_TICK, QUEUE_WINDOW, Loop, World
-from tests.builders import T0, a_policy, a_run, a_sample, a_snapshot, a_spec, exited
+from smartsched.ports import Arrived, Recall
+from tests.builders import (
+    HOST,
+    T0,
+    a_policy,
+    a_process_id,
+    a_run,
+    a_sample,
+    a_snapshot,
+    a_spec,
+    accepted,
+    exited,
+    launched,
+    placed,
+)
 
 NEVER = float("inf")
 Outcome = RunLaunched | RunPostponed | RunExited
+Adopted = RunLaunched | RunRevoked | RunExited | RunCleared | None
+NO_ROOM = "no room on the disk"
+
+
+def starts(run: RunKey, now: Timestamp) -> RunLaunched:
+    return RunLaunched(now, run, a_process_id(), None)
 
 
 @dataclass
@@ -75,13 +116,19 @@ class FakeGpus:
 @dataclass
 class FakeLauncher:
     diary: list[str]
-    ended: list[RunExited | RunCleared] = field(default_factory=list)
-    start: Callable[[RunKey, Timestamp], Outcome] = lambda run, now: RunLaunched(now, run, 77, None)
+    ended: list[RunExited | RunCleared | RunPostponed] = field(default_factory=list)
+    start: Callable[[RunKey, Timestamp], Outcome] = starts
+    became: dict[RunKey, Adopted] = field(default_factory=dict)
+    safe: list[Event] = field(default_factory=list)
     wake: Timestamp = NEVER
 
     def launch(self, launch: Launch, now: Timestamp) -> Outcome:
         self.diary.append(f"launch {launch.run.job}/{launch.run.attempt}")
         return self.start(launch.run, now)
+
+    def adopt(self, run: Run, now: Timestamp) -> Adopted:
+        self.diary.append(f"adopt {run.key.job}/{run.key.attempt}")
+        return self.became.get(run.key)
 
     def terminate(self, run: RunKey) -> None:
         self.diary.append(f"terminate {run.job}")
@@ -89,10 +136,13 @@ class FakeLauncher:
     def kill(self, run: RunKey) -> None:
         self.diary.append(f"kill {run.job}")
 
-    def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared]:
+    def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared | RunPostponed]:
         self.diary.append("take exits")
         ended, self.ended = self.ended, []
         return ended
+
+    def written(self, events: Sequence[Event]) -> None:
+        self.safe += events
 
     def wake_at(self) -> Timestamp:
         return self.wake
@@ -100,20 +150,28 @@ class FakeLauncher:
 
 @dataclass
 class FakeIntake:
-    lines: list[JobSpec | BadLine] = field(default_factory=list)
+    lines: list[Arrived] = field(default_factory=list)
     open: bool = False
     asked_for: list[int] = field(default_factory=list)
+    whole: list[InputRead] = field(default_factory=list)
 
-    def take(self, most: int) -> Sequence[JobSpec | BadLine]:
+    def take(self, most: int) -> Sequence[Arrived]:
         self.asked_for.append(most)
         taken, self.lines = self.lines[:most], self.lines[most:]
         return taken
+
+    def finished(self, now: Timestamp) -> Sequence[InputRead]:
+        whole, self.whole = self.whole, []
+        return whole
 
     def has_more(self) -> bool:
         return False
 
     def ended(self) -> bool:
         return not self.lines and not self.open
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
@@ -123,6 +181,30 @@ class FakeRequests:
     def take(self, now: Timestamp) -> Sequence[DrainRequested | StopRequested]:
         made, self.made = self.made, []
         return made
+
+
+@dataclass
+class FakeJournal:
+    diary: list[str]
+    records: list[Event] = field(default_factory=list)
+    refused: list[Event] = field(default_factory=list)
+    why_not: str | None = None
+
+    def write(self, events: Sequence[Event]) -> str | None:
+        if self.why_not is not None:
+            self.refused += events
+            return self.why_not
+        self.diary += [f"write {type(event).__name__}" for event in events]
+        self.records += events
+        return None
+
+
+@dataclass
+class FakeTeller:
+    diary: list[str]
+
+    def tell(self, what: Tell) -> None:
+        self.diary.append(f"tell {what.ended.key.job} {what.outcome}")
 
 
 @dataclass
@@ -145,14 +227,25 @@ class FakeObserver:
 class FakeWorld:
     """All ports, and one diary of what was asked of them."""
 
-    def __init__(self, *lines: JobSpec | BadLine, gpus: int = 1) -> None:
+    def __init__(
+        self,
+        *lines: JobSpec | BadLine | Recall | Arrived,
+        gpus: int = 1,
+        before: Sequence[Event] = (),
+        **policy: Any,
+    ) -> None:
+        """`before`: what an earlier dispatcher has written."""
         self.diary: list[str] = []
         self.clock = FakeClock()
         self.waiter = FakeWaiter()
         self.gpus = FakeGpus(self.diary, [a_snapshot(*map(a_sample, range(gpus)))])
         self.launcher = FakeLauncher(self.diary)
-        self.intake = FakeIntake(list(lines))
+        self.intake = FakeIntake(
+            [line if isinstance(line, Arrived) else Arrived(line) for line in lines]
+        )
         self.requests = FakeRequests()
+        self.journal = FakeJournal(self.diary)
+        self.teller = FakeTeller(self.diary)
         self.observer = FakeObserver(self.diary)
         self.loop = Loop(
             World(
@@ -162,9 +255,12 @@ class FakeWorld:
                 self.launcher,
                 self.intake,
                 self.requests,
+                self.journal,
+                self.teller,
                 self.observer,
             ),
-            a_policy(),
+            a_policy(**policy),
+            replay(a_policy(**policy), before) if before else None,
         )
 
     def jobs_end(self) -> None:
@@ -172,7 +268,12 @@ class FakeWorld:
         self.clock.time += 1
         now, state = self.clock.time, self.loop.state
         self.launcher.ended += [RunExited(now, run, Exited(0), 0) for run in state.runs]
-        self.gpus.told.append(a_snapshot(*(w.latest for w in state.gpus.values()), at=now))
+        self.look()
+
+    def look(self) -> None:
+        """The GPUs are seen as they were."""
+        gpus = (watch.latest for watch in self.loop.state.gpus.values())
+        self.gpus.told.append(a_snapshot(*gpus, at=self.clock.time))
 
 
 def commands(count: int) -> list[JobSpec]:
@@ -184,8 +285,14 @@ def test_a_launch_is_recorded_before_it_happens():
 
     world.loop.tick()
 
-    happened = world.diary[world.diary.index("record RunPlaced") :]
-    assert happened == ["record RunPlaced", "launch 1/1", "record RunLaunched", "decided"]
+    happened = world.diary[world.diary.index("write RunPlaced") :]
+    assert happened == [
+        "write RunPlaced",
+        "record RunPlaced",
+        "launch 1/1",
+        "record RunLaunched",
+        "decided",
+    ]
 
 
 def test_everything_decided_is_recorded_before_anything_is_done():
@@ -193,8 +300,8 @@ def test_everything_decided_is_recorded_before_anything_is_done():
 
     world.loop.tick()
 
-    order = [entry for entry in world.diary if entry.startswith(("record Run", "launch"))]
-    assert order[:4] == ["record RunPlaced", "record RunPlaced", "launch 1/1", "record RunLaunched"]
+    order = [entry for entry in world.diary if entry.startswith(("write Run", "launch"))]
+    assert order == ["write RunPlaced", "write RunPlaced", "launch 1/1", "launch 2/1"]
 
 
 def test_a_signal_is_recorded_before_it_is_sent():
@@ -204,7 +311,7 @@ def test_a_signal_is_recorded_before_it_is_sent():
 
     world.loop.tick()
 
-    assert world.diary.index("record RunStopping") < world.diary.index("terminate 1")
+    assert world.diary.index("write RunStopping") < world.diary.index("terminate 1")
 
 
 def test_exits_are_taken_in_before_what_was_seen_of_the_gpus():
@@ -316,14 +423,16 @@ def test_a_start_that_failed_is_thought_about_at_once(
     decision = world.loop.tick()
 
     assert decision.wake_at <= T0
-    assert (world.loop.state.runs, world.loop.state.totals.failed) == ({}, failed)
+    assert world.loop.state.runs == {}
+    world.loop.tick()
+    assert world.loop.state.totals.failed == failed
 
 
 def test_postponed_commands_start_in_the_order_of_the_list():
     world = FakeWorld(*commands(3), gpus=3)
     world.launcher.start = lambda run, now: RunPostponed(now, run, "cannot fork")
     world.loop.tick()
-    world.launcher.start = lambda run, now: RunLaunched(now, run, 77, None)
+    world.launcher.start = starts
     world.clock.time += 5
     world.gpus.told = [a_snapshot(*(a_sample(n) for n in range(3)), at=world.clock.time)]
 
@@ -371,9 +480,10 @@ def test_whoever_watches_sees_every_event():
         "RunPlaced",
         "RunLaunched",
         "RunExited",
+        "JobFinished",
         "GpuReleased",
     ]
-    assert world.observer.events[3] == RunLaunched(T0, a_run(), 77, None)
+    assert world.observer.events[3] == RunLaunched(T0, a_run(), a_process_id(), None)
 
 
 def test_what_was_seen_while_we_were_stopped_is_old_news():
@@ -385,3 +495,441 @@ def test_what_was_seen_while_we_were_stopped_is_old_news():
     world.loop.tick()
 
     assert not any(entry.startswith("launch") for entry in world.diary)
+
+
+# --- what is written, and when
+
+
+def recorded(world: FakeWorld) -> list[str]:
+    return [type(event).__name__ for event in world.journal.records]
+
+
+def done(world: FakeWorld) -> list[str]:
+    """What was done in the world so far."""
+    return [e for e in world.diary if e.startswith(("launch", "terminate", "kill", "tell"))]
+
+
+def test_the_last_record_says_whether_anything_is_left():
+    unfinished, complete = FakeWorld(*commands(3)), FakeWorld(*commands(1))
+    complete.waiter.when_waiting = complete.jobs_end
+    unfinished.loop.tick()
+    complete.loop.run()
+
+    unfinished.loop.close(T0 + 5)
+    complete.loop.close(T0 + 5)
+
+    assert unfinished.journal.records[-1] == RunClosed(T0 + 5, complete=False, failed=0)
+    assert complete.journal.records[-1] == RunClosed(T0 + 5, complete=True, failed=0)
+
+
+def test_everything_that_happened_is_written_in_its_order():
+    world = FakeWorld(*commands(3), gpus=2)
+    world.waiter.when_waiting = world.jobs_end
+
+    world.loop.run()
+    world.loop.close(world.clock.now())
+
+    assert world.journal.records[:-1] == world.observer.events[:-1]
+    again = replay(a_policy(), world.journal.records)
+    assert again.totals == world.loop.state.totals
+
+
+def test_what_was_read_of_the_input_is_written_with_how_far_it_was_read():
+    world = FakeWorld(
+        Arrived(a_spec(), Position(0, 7, 1)), Arrived(BadLine("list:2", "NUL"), Position(0, 9, 2))
+    )
+    world.intake.whole = [InputRead(T0, 0, 9)]
+
+    world.loop.tick()
+
+    assert world.journal.records[:3] == [
+        JobAccepted(T0, JobId(1), a_spec(), Position(0, 7, 1)),
+        LineRejected(T0, "list:2", "NUL", Position(0, 9, 2)),
+        InputRead(T0, 0, 9),
+    ]
+
+
+def test_a_job_that_the_run_knows_is_queued_again_under_its_number():
+    failed: list[Event] = [exited(1, ending=Exited(1)), JobFinished(T0, a_run(1), "failed")]
+    world = FakeWorld(
+        Recall(JobId(1), a_spec(), 1), gpus=0, before=[*accepted(1), placed(), launched(), *failed]
+    )
+
+    world.loop.tick()
+
+    assert JobRecalled(T0, JobId(1), a_spec(), 1, None) in world.journal.records
+    assert world.loop.state.totals.accepted == 1
+
+
+def test_the_launcher_learns_what_is_safe():
+    world = FakeWorld(*commands(1))
+    world.waiter.when_waiting = world.jobs_end
+
+    world.loop.run()
+
+    assert world.launcher.safe == world.journal.records
+
+
+def test_an_end_is_settled_in_the_tick_in_which_it_is_known():
+    world = FakeWorld(*commands(1))
+    world.loop.tick()
+    world.clock.time += 1
+    world.launcher.ended = [exited(at=T0 + 1, ending=Exited(1))]
+
+    world.loop.tick()
+
+    assert recorded(world)[-2:] == ["RunExited", "JobFinished"]
+    assert world.loop.state.totals.failed == 1
+
+
+def test_the_user_s_command_is_told_once_for_a_finished_job_after_it_is_on_record():
+    world = FakeWorld(*commands(1), tells=True)
+    world.waiter.when_waiting = world.jobs_end
+
+    world.loop.run()
+
+    assert done(world) == ["launch 1/1", "tell 1 ok"]
+    assert world.diary.index("write JobFinished") < world.diary.index("tell 1 ok")
+
+
+def test_nobody_is_told_of_a_failure_that_is_tried_again():
+    world = FakeWorld(*commands(1), tells=True, retries=1, retry_delay_seconds=60.0)
+    world.loop.tick()
+    world.launcher.ended = [exited(ending=Exited(1))]
+
+    world.loop.tick()
+
+    assert "write JobRequeued" in world.diary
+    assert done(world) == ["launch 1/1"]
+
+
+def test_nobody_is_told_where_nobody_wants_to_be():
+    world = FakeWorld(*commands(1))
+    world.waiter.when_waiting = world.jobs_end
+
+    world.loop.run()
+
+    assert done(world) == ["launch 1/1"]
+
+
+# --- a journal that cannot be written
+
+
+def test_nothing_starts_that_is_not_on_record():
+    world = FakeWorld(*commands(1))
+    world.journal.why_not = NO_ROOM
+
+    decision = world.loop.tick()
+
+    assert done(world) == []
+    assert (world.loop.state.runs, len(world.loop.state.queue)) == ({}, 1)
+    assert decision.waiting is not None
+    assert decision.waiting.why == f"nothing is started: {NO_ROOM}"
+    assert T0 < decision.wake_at < NEVER
+    assert not decision.over
+
+
+def test_a_start_that_was_not_written_is_not_written_later_either():
+    world = FakeWorld(*commands(1))
+    world.journal.why_not = NO_ROOM
+    world.loop.tick()
+    world.journal.why_not = None
+    world.clock.time += 60
+    world.look()
+
+    world.loop.tick()
+
+    assert recorded(world) == ["JobAccepted", "InputEnded", "RunPlaced"]
+    assert world.journal.records[-1] == placed(at=T0 + 60)
+    assert done(world) == ["launch 1/1"]
+
+
+def test_what_is_true_is_written_later_in_its_order():
+    world = FakeWorld(*commands(2), gpus=2)
+    world.loop.tick()
+    world.journal.why_not = NO_ROOM
+    world.clock.time += 1
+    world.launcher.ended = [exited(1, at=T0 + 1), exited(2, at=T0 + 1, ending=Killed(9))]
+
+    world.loop.tick()
+    believed = world.loop.state.totals.finished
+    world.journal.why_not = None
+    world.loop.tick()
+
+    assert believed == 2
+    assert recorded(world)[-6:] == [
+        "RunLaunched",
+        "RunLaunched",
+        "RunExited",
+        "RunExited",
+        "JobFinished",
+        "JobFinished",
+    ]
+
+
+def test_nothing_is_written_twice_when_writing_failed_for_a_while():
+    world = FakeWorld(*commands(5), gpus=2)
+    ticks = 0
+
+    def happens() -> None:
+        nonlocal ticks
+        ticks += 1
+        world.journal.why_not = NO_ROOM if ticks % 3 else None
+        world.clock.time += 40
+        world.jobs_end()
+
+    world.waiter.when_waiting = happens
+    world.journal.why_not = NO_ROOM
+
+    state = world.loop.run()
+    world.journal.why_not = None
+    world.loop.close(world.clock.now())
+
+    assert state.totals.ok == 5
+    assert world.journal.records == world.observer.events
+    assert replay(a_policy(), world.journal.records).totals == state.totals
+
+
+def test_what_runs_is_stopped_though_it_cannot_be_written():
+    world = FakeWorld(*commands(1), grace_seconds=5.0)
+    world.loop.tick()
+    world.journal.why_not = NO_ROOM
+    world.requests.made = [StopRequested(T0, "ctrl-c")]
+
+    world.loop.tick()
+    world.clock.time += 5
+    world.loop.tick()
+
+    assert done(world) == ["launch 1/1", "terminate 1", "kill 1"]
+    world.journal.why_not = None
+    world.loop.tick()
+    assert recorded(world)[-2:] == ["RunStopping", "RunKilled"]
+    assert [type(event) for event in world.journal.records[-2:]] == [RunStopping, RunKilled]
+
+
+def test_nothing_more_is_read_until_what_was_read_is_written():
+    world = FakeWorld(*commands(1), gpus=0)
+    world.intake.open = True
+    world.journal.why_not = NO_ROOM
+    world.loop.tick()
+    asked = len(world.intake.asked_for)
+
+    world.intake.lines = [Arrived(a_spec(2))]
+    world.loop.tick()
+    meanwhile = len(world.intake.asked_for)
+    world.journal.why_not = None
+    world.loop.tick()
+    world.loop.tick()
+
+    assert meanwhile == asked
+    assert recorded(world) == ["JobAccepted", "JobAccepted"]
+
+
+def test_reading_goes_on_when_the_start_that_could_not_be_written_is_off_the_table():
+    ill = a_sample(ailment="reset required")
+    world = FakeWorld(*commands(1), gpus=0)
+    world.intake.open = True
+    world.loop.tick()
+    world.gpus.told = [a_snapshot(a_sample())]
+    world.journal.why_not = NO_ROOM
+    world.loop.tick()
+    world.journal.why_not = None
+    world.clock.time += 60
+    world.gpus.told = [a_snapshot(ill, at=world.clock.time)]
+    world.intake.lines = [Arrived(a_spec(2))]
+
+    world.loop.tick()
+    world.loop.tick()
+
+    assert world.loop.state.totals.accepted == 2
+
+
+def test_the_longer_it_cannot_be_written_the_rarer_it_is_tried():
+    world = FakeWorld(*commands(1))
+    world.journal.why_not = NO_ROOM
+    wakes = []
+
+    for _ in range(8):
+        decision = world.loop.tick()
+        wakes.append(decision.wake_at - world.clock.time)
+        world.clock.time = decision.wake_at
+        world.look()
+
+    assert wakes == [1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_the_launcher_is_told_of_nothing_that_is_not_written():
+    world = FakeWorld(*commands(1))
+    world.journal.why_not = NO_ROOM
+
+    world.loop.tick()
+
+    assert world.launcher.safe == []
+    world.journal.why_not = None
+    world.loop.tick()
+    assert world.launcher.safe == world.journal.records
+
+
+def test_the_end_is_reached_though_nothing_can_be_written():
+    world = FakeWorld(*commands(1))
+    world.loop.tick()
+    world.journal.why_not = NO_ROOM
+    world.waiter.when_waiting = world.jobs_end
+
+    state = world.loop.run()
+
+    assert state.totals.ok == 1
+
+
+# --- another dispatcher goes on
+
+RESUMED = RunResumed(T0 + 100, HOST, "{}")
+
+
+def resumed(
+    *became: Adopted, before: Sequence[Event], adopt: bool = True, **policy: Any
+) -> FakeWorld:
+    """A dispatcher that found this of the runs of an earlier one."""
+    world = FakeWorld(gpus=3, before=[*accepted(3), *before], **policy)
+    world.clock.time = T0 + 100
+    world.launcher.became = {event.run: event for event in became if event is not None}
+    world.loop.resume(RESUMED, None, adopt=adopt)
+    return world
+
+
+def test_what_still_runs_is_adopted_and_left_alone():
+    world = resumed(before=[placed(), launched()])
+
+    assert [entry for entry in world.diary if entry.startswith("adopt")] == ["adopt 1/1"]
+    assert done(world) == []
+    assert world.journal.records == [RESUMED]
+    assert list(world.loop.state.runs) == [a_run()]
+
+
+def test_a_start_that_never_happened_is_taken_back():
+    revoked = RunRevoked(T0 + 100, a_run())
+
+    world = resumed(revoked, before=[placed()])
+
+    assert world.journal.records == [RESUMED, revoked]
+    assert [job.id for job in world.loop.state.queue] == [1, 2, 3]
+
+
+def test_a_start_that_nobody_saw_succeed_is_adopted():
+    begun = launched(at=T0 + 100)
+
+    world = resumed(begun, before=[placed()])
+
+    assert world.journal.records == [RESUMED, begun]
+    assert done(world) == []
+    assert not isinstance(world.loop.state.runs[a_run()].status, Starting)
+
+
+def test_what_ended_meanwhile_is_settled_at_once():
+    well, lost = exited(1, at=T0 + 50), exited(2, at=T0 + 100, ending=Lost())
+
+    world = resumed(well, lost, before=[placed(1, 0), launched(1), placed(2, 1), launched(2)])
+
+    assert world.journal.records == [
+        RESUMED,
+        well,
+        lost,
+        JobFinished(T0 + 100, a_run(1), "ok"),
+        JobRequeued(T0 + 100, a_run(2), "lost", T0 + 100),
+    ]
+    assert [job.id for job in world.loop.state.queue] == [2, 3]
+
+
+def test_leftovers_that_are_gone_by_now_are_cleared():
+    cleared = RunCleared(T0 + 100, a_run())
+    left: list[Event] = [placed(), launched(), exited(leftovers=1), JobFinished(T0, a_run(), "ok")]
+
+    world = resumed(cleared, before=left)
+
+    assert world.loop.state.runs == {}
+
+
+def test_what_still_runs_is_stopped_and_started_anew_if_so_wished():
+    world = resumed(before=[placed(), launched()], adopt=False)
+
+    assert done(world) == ["terminate 1"]
+    assert world.journal.records == [RESUMED, RunStopping(T0 + 100, a_run(), "survivor")]
+    assert world.diary.index("write RunStopping") < world.diary.index("terminate 1")
+    world.launcher.ended = [exited(at=T0 + 101, ending=Killed(15))]
+    world.clock.time += 1
+    world.loop.tick()
+    assert JobRequeued(T0 + 101, a_run(), "survivor", T0 + 101) in world.journal.records
+
+
+def test_a_start_that_nobody_saw_succeed_is_stopped_too():
+    world = resumed(launched(at=T0 + 100), before=[placed()], adopt=False)
+
+    assert done(world) == ["terminate 1"]
+
+
+def test_what_ended_is_not_stopped_and_what_was_being_stopped_is_asked_again():
+    """Its dispatcher may have died between the record and the signal."""
+    before: list[Event] = [placed(1, 0), launched(1), placed(2, 1), launched(2)]
+    before.append(RunStopping(T0, a_run(2)))
+
+    world = resumed(exited(1, at=T0 + 50), before=before, adopt=False)
+
+    assert done(world) == ["terminate 2"]
+
+
+def test_a_survivor_that_does_not_end_is_killed_after_the_grace_period():
+    world = resumed(before=[placed(), launched()], adopt=False, grace_seconds=5.0)
+
+    world.clock.time += 5
+    world.loop.tick()
+
+    assert done(world) == ["terminate 1", "kill 1"]
+
+
+def test_another_list_takes_the_place_of_the_first_after_all_is_known_of_it():
+    world = FakeWorld(before=[*accepted(3), placed(), launched()])
+    lost, replaced = exited(at=T0 + 100, ending=Lost()), ListReplaced(T0 + 100, ("b.txt",))
+    world.launcher.became = {a_run(): lost}
+
+    world.loop.resume(RESUMED, replaced, adopt=True)
+
+    assert recorded(world) == ["RunResumed", "RunExited", "JobRequeued", "ListReplaced"]
+    assert sorted(world.loop.state.set_aside) == [1, 2, 3]
+
+
+def test_what_became_of_the_runs_is_kept_though_it_cannot_be_written_yet():
+    world = FakeWorld(before=[*accepted(1), placed(), launched()])
+    world.journal.why_not = NO_ROOM
+    world.launcher.became = {a_run(): exited(at=T0 + 50)}
+
+    world.loop.resume(RESUMED, None, adopt=True)
+    world.journal.why_not = None
+    world.loop.tick()
+
+    assert recorded(world)[:3] == ["RunResumed", "RunExited", "JobFinished"]
+
+
+def test_a_job_that_runs_from_before_is_not_started_again():
+    world = resumed(before=[placed(), launched()])
+    world.gpus.told = [a_snapshot(*map(a_sample, range(3)), at=T0 + 100)]
+
+    world.loop.tick()
+
+    assert done(world) == ["launch 2/1", "launch 3/1"]
+    assert not any(isinstance(e, RunPlaced) and e.run.job == 1 for e in world.journal.records)
+
+
+def test_what_survived_and_is_not_on_the_new_list_is_not_started_anew():
+    world = FakeWorld(before=[*accepted(1), placed(), launched()])
+    world.intake.open = True
+    world.clock.time = T0 + 100
+    world.loop.resume(RESUMED, ListReplaced(T0 + 100, ("b.txt",)), adopt=False)
+    world.launcher.ended = [exited(at=T0 + 100, ending=Killed(15))]
+
+    for _ in range(3):
+        world.gpus.told = [a_snapshot(a_sample(), at=world.clock.time)]
+        world.loop.tick()
+        world.intake.open = False
+        world.clock.time += 1
+
+    assert [entry for entry in done(world) if entry.startswith("launch")] == []

@@ -46,7 +46,7 @@ def _dispatch(words: list[str]) -> int:
         return EXIT_USAGE
     from smartsched.cli import run
 
-    return run.main(args)
+    return run.main(args, words)
 
 
 def _open_standard_streams() -> None:

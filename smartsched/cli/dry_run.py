@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 from smartsched.cli.wiring import check_source, first_snapshot, new_run_name, start_sampler
 from smartsched.config import Config, configure
 from smartsched.core import words
+from smartsched.core.apply import apply
 from smartsched.core.decide import current_verdict
 from smartsched.core.events import JobAccepted
 from smartsched.core.freeness import Unknown
 from smartsched.core.model import BadLine, GpuSample, JobSpec, Timestamp
 from smartsched.core.sight import see
-from smartsched.core.state import State, apply
+from smartsched.core.state import State
 from smartsched.core.survey import Survey, as_json, survey
 from smartsched.edges.clock import SteadyClock
-from smartsched.edges.intake import Lines, OneCommand, open_inputs
+from smartsched.edges.intake import Lines, open_inputs
 from smartsched.edges.sampler import Sampler
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import EXIT_NONE_FREE
@@ -88,13 +89,12 @@ def _window_is_open(state: State, now: Timestamp) -> bool:
 
 def _commands(config: Config) -> Iterator[JobSpec]:
     if config.command is not None:
-        intake: OneCommand | Lines = OneCommand(config.command)
-        yield from _specs(intake.take(1))
+        yield JobSpec(config.command, "the command line")
         return
     if not config.inputs and not _stdin_holds_commands():
         return
     inputs = open_inputs(config.inputs or ("-",))
-    lines = Lines(inputs, None)
+    lines = Lines(inputs)
     found = 0
     while found < _MOST_COMMANDS and not lines.ended():
         arrived = lines.take(_MOST_COMMANDS - found)

@@ -12,6 +12,7 @@ _USAGE = """\
 smartsched [OPTIONS] < commands.txt
        smartsched [OPTIONS] FILE...
        smartsched [OPTIONS] -- COMMAND ARG...
+       smartsched --resume [RUN] [OPTIONS] [FILE...]
        smartsched --dry-run [--json] [OPTIONS]
        smartsched sample [--interval 1s]"""
 
@@ -24,6 +25,7 @@ examples:
   smartsched --max-mem 20% < commands.txt    run a list next to colleagues' jobs on a shared box
   smartsched --dry-run                       which GPUs count as free, and why the others do not
   smartsched -- python train.py --lr 0.1     wait for a free GPU, run one command, exit as it does
+  smartsched --resume                        go on after a crash, a reboot, Ctrl-C: what is left
   tail -f -n 0 gpu.queue | smartsched        a queue: each line starts as it arrives
   smartsched --simulate 4 commands.txt       try it without a GPU
 
@@ -40,6 +42,8 @@ SMARTSCHED_JOB, SMARTSCHED_ATTEMPT, SMARTSCHED_GPUS, SMARTSCHED_GPU_UUIDS and SM
 
 
 _OF_IDS = ("--gpus", "--exclude")
+# What is asked for by --resume without a name.
+LATEST = ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,6 +59,77 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     args.command = command
     if command is not None and args.files:
         build_parser().error("give either FILEs or -- COMMAND, not both")
+    if args.resume_failed and args.resume is None:
+        args.resume = LATEST
+    _check_resume(args)
+    _make_absolute(args)
+    return args
+
+
+def _check_resume(args: argparse.Namespace) -> None:
+    wrong = None
+    if args.resume is None:
+        wrong = "--no-adopt goes with --resume" if args.no_adopt else None
+    elif args.command is not None:
+        wrong = "a run is resumed with its own command: leave out -- COMMAND"
+    elif args.name is not None:
+        wrong = "a resumed run keeps its name: leave out --name"
+    elif args.dry_run:
+        wrong = "--dry-run goes without --resume"
+    if wrong is not None:
+        build_parser().error(wrong)
+
+
+def _make_absolute(args: argparse.Namespace) -> None:
+    """A run may be resumed from another folder."""
+    import os
+
+    for option in ("logs", "wd", "replay", "state"):
+        if (path := getattr(args, option)) is not None:
+            setattr(args, option, os.path.abspath(os.path.expanduser(path)))
+    for option in ("joblog", "json_log"):
+        if (path := getattr(args, option)) is not None:
+            plus = "+" if path.startswith("+") else ""
+            place = os.path.expanduser(path.removeprefix("+"))
+            setattr(args, option, plus + os.path.abspath(place))
+
+
+# What belongs to one invocation, not to the run.
+_NOT_REMEMBERED = {
+    "files", "command", "resume", "resume_failed", "no_adopt", "name", "state", "dry_run", "json",
+    "progress", "quiet", "verbose", "no_color",
+}  # fmt: skip
+
+
+def remembered(args: argparse.Namespace) -> str:
+    """What a later --resume goes by: the options other than by default, as a JSON object."""
+    import json
+
+    defaults = vars(build_parser().parse_args([]))
+    _make_absolute(given := argparse.Namespace(**defaults))
+    chosen = {
+        name: value
+        for name, value in vars(args).items()
+        if name not in _NOT_REMEMBERED and (value != vars(given).get(name) or name == "logs")
+    }
+    return json.dumps(chosen, sort_keys=True)
+
+
+def parse_again(words: Sequence[str], options: str) -> argparse.Namespace:
+    """The same words as before, with these remembered options where they say nothing."""
+    import json
+
+    options_given, _ = _split_off_command(list(words))
+    parser = build_parser()
+    known = {
+        name: value
+        for name, value in json.loads(options).items()
+        if name in vars(parser.parse_args([])) and name not in _NOT_REMEMBERED
+    }
+    parser.set_defaults(**known)
+    args = parser.parse_args(_join_gpu_ids(options_given))
+    args.command = None
+    _make_absolute(args)
     return args
 
 
@@ -108,6 +183,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_commands(parser.add_argument_group("commands"))
     _add_gpus(parser.add_argument_group("which GPUs count as free (other people's use)"))
     _add_jobs(parser.add_argument_group("jobs"))
+    _add_failures(parser.add_argument_group("when jobs fail"))
+    _add_run(parser.add_argument_group("the run, and going on with it"))
     _add_output(parser.add_argument_group("what is seen"))
     _add_trial(parser.add_argument_group("trying it out"))
     return parser
@@ -200,6 +277,67 @@ def _add_jobs(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_failures(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--retries",
+        metavar="N",
+        default="0",
+        help="try a job that failed again, up to N more times, on another GPU if there is one"
+        " (default: %(default)s)",
+    )
+    add(
+        "--retry-delay",
+        metavar="TIME",
+        default="1s",
+        help="before the first of them; doubles each time (default: %(default)s)",
+    )
+    add("--timeout", metavar="TIME", help="stop an attempt that takes longer; it has failed")
+    add(
+        "--halt",
+        metavar="WHEN",
+        help="soon,fail=3: start nothing more once 3 jobs have failed; now,fail=10%%: stop the"
+        " running ones too once a tenth of the finished jobs has failed",
+    )
+    add(
+        "--guard",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="withhold a GPU on which 3 jobs in a row fail within 10 s while others do well, and"
+        " try those jobs elsewhere; start nothing more when that is so on every GPU (default: on)",
+    )
+    add(
+        "--on-finish",
+        metavar="CMD",
+        help="run this for every finished job, with SMARTSCHED_JOB, SMARTSCHED_OUTCOME (ok,"
+        " failed), SMARTSCHED_EXIT_STATUS, SMARTSCHED_COMMAND ... in its environment",
+    )
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--name", metavar="NAME", help="what to call this run (default: the time and a number)")
+    add(
+        "--resume",
+        metavar="RUN",
+        nargs="?",
+        const=LATEST,
+        help="go on with a run (default: the latest of this folder): adopt what still runs, start"
+        " what was not started. With a list, that is what is to be done, but for what is done",
+    )
+    add("--resume-failed", action="store_true", help="likewise, and try failed jobs again")
+    add(
+        "--no-adopt",
+        action="store_true",
+        help="with --resume: stop jobs that still run, and start them anew",
+    )
+    add(
+        "--state",
+        metavar="DIR",
+        help="where runs are remembered (default: ~/.local/state/smartsched)",
+    )
+
+
 def _add_output(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
@@ -214,6 +352,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         default="smartsched-logs",
         help="logs go to DIR/<run>/0001.log ... (default: ./%(default)s)",
     )
+    add(
+        "--joblog",
+        metavar="FILE",
+        help="a line per finished job in GNU parallel's columns, GPU as Host; +FILE appends",
+    )
+    add("--json-log", metavar="FILE", help="a JSON object per event; +FILE appends")
     add(
         "--progress",
         action=argparse.BooleanOptionalAction,

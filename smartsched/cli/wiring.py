@@ -11,11 +11,12 @@ from smartsched.cli.host import this_host
 from smartsched.core.model import SamplerTrouble, Snapshot
 from smartsched.core.policy import Policy
 from smartsched.edges.clock import SteadyClock
-from smartsched.edges.sampler import Sampler
+from smartsched.edges.sampler import ENDED, Sampler
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import DriverError
 
 _CHILD = "import sys; from smartsched.cli import main; sys.exit(main())"
+_MOST_RESTARTS = 3  # of a sampler that is killed before it has said anything
 _SAY_THAT_WE_WAIT_AFTER_SECONDS = 3.0
 _ADVICE = "; to try smartsched without a GPU, add --simulate 4"
 
@@ -60,10 +61,13 @@ def first_snapshot(
     Raises DriverError when the driver says that it cannot be asked or does not answer in time, and
     UsageError for GPUs that are not there.
     """
+    restarts = 0
     say_at = clock.now() + _SAY_THAT_WE_WAIT_AFTER_SECONDS
     while True:
         for observation in sampler.take(clock.now()):
             match observation:
+                case SamplerTrouble(why=why) if why == ENDED and restarts < _MOST_RESTARTS:
+                    restarts += 1
                 case SamplerTrouble(why=why):
                     raise DriverError(why + (_ADVICE if "NVIDIA" in why else ""))
                 case Snapshot():

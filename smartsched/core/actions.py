@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from smartsched.core.model import GpuKey, JobSpec, Placement, RunKey, Timestamp
+from smartsched.core.model import (
+    EndedRun,
+    GpuKey,
+    JobSpec,
+    Outcome,
+    Placement,
+    RunKey,
+    Timestamp,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,4 +43,12 @@ class Refresh:
     after: Timestamp  # an answer that was begun earlier does not count
 
 
-Action: TypeAlias = Launch | Terminate | Kill | Refresh
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Run the user's command for a job that is finished. At most once: it is not remembered."""
+
+    ended: EndedRun
+    outcome: Outcome
+
+
+Action: TypeAlias = Launch | Terminate | Kill | Refresh | Tell

@@ -8,6 +8,7 @@ from smartsched.core.actions import Action, Kill, Launch, Refresh, Terminate
 from smartsched.core.events import (
     Event,
     GpuReleased,
+    Halted,
     RunKilled,
     RunPlaced,
     RunStopping,
@@ -33,12 +34,13 @@ from smartsched.core.model import (
     RunKey,
     Running,
     Stopping,
+    StopReason,
     Timestamp,
     Wait,
 )
 from smartsched.core.placement import FreeGpu, place, visible_as
 from smartsched.core.selection import label
-from smartsched.core.state import Closing, State, position
+from smartsched.core.state import FAILURES_IN_A_ROW, QUICK_SECONDS, Closing, State, position
 from smartsched.core.strangers import Hold, memory_is_back
 
 # A process that does not even die of SIGKILL hangs in the kernel; nothing we do changes that.
@@ -46,6 +48,9 @@ UNKILLABLE_AFTER_SECONDS = 10.0
 NONE_LEFT = "every free GPU is given to an earlier command"
 # Between samples a colleague may come: before a start the GPU is looked at once more.
 JUST_SEEN_SECONDS = 0.05
+# A job that failed is tried on another GPU; for so long it waits for one that runs of ours hold.
+WAIT_FOR_ANOTHER_GPU_SECONDS = 300.0
+THE_COMMAND_FAILS = "the command itself fails"
 # How soon to look again for memory that has not come back: half of the time since, within bounds.
 _FIRST_LOOK_AGAIN_SECONDS = 0.02
 
@@ -63,6 +68,11 @@ class Decision:
     def wake_by(self, at: Timestamp) -> None:
         self.wake_at = min(self.wake_at, at)
 
+    def wake_after(self, now: Timestamp, at: Timestamp) -> None:
+        """By then, unless that is past."""
+        if now < at:
+            self.wake_by(at)
+
 
 def decide(state: State, now: Timestamp) -> Decision:
     decision = Decision()
@@ -79,20 +89,28 @@ def _stop_runs(state: State, now: Timestamp, decision: Decision) -> None:
     for key, run in state.runs.items():
         match run.status:
             case Running() if state.closing >= Closing.STOP:
-                _ask_to_end(key, now, decision)
+                _ask_to_end(key, "asked", now, decision)
+            case Running(since=since) if state.policy.timeout_seconds is not None:
+                _stop_when_out_of_time(key, since + state.policy.timeout_seconds, now, decision)
             case Lingering(asked=False):
-                _ask_to_end(key, now, decision)
+                _ask_to_end(key, "asked", now, decision)
             case Stopping(since=since, killed_at=None) | Lingering(since=since, killed_at=None):
                 _kill_when_overdue(state, key, since, now, decision)
             case Stopping(killed_at=float(killed_at)) | Lingering(killed_at=float(killed_at)):
-                if now < killed_at + UNKILLABLE_AFTER_SECONDS:
-                    decision.wake_by(killed_at + UNKILLABLE_AFTER_SECONDS)
+                decision.wake_after(now, killed_at + UNKILLABLE_AFTER_SECONDS)
             case _:
                 pass
 
 
-def _ask_to_end(key: RunKey, now: Timestamp, decision: Decision) -> None:
-    decision.events.append(RunStopping(now, key))
+def _stop_when_out_of_time(key: RunKey, due: Timestamp, now: Timestamp, decision: Decision) -> None:
+    if now >= due:
+        _ask_to_end(key, "timeout", now, decision)
+    else:
+        decision.wake_by(due)
+
+
+def _ask_to_end(key: RunKey, why: StopReason, now: Timestamp, decision: Decision) -> None:
+    decision.events.append(RunStopping(now, key, why))
     decision.actions.append(Terminate(key))
     decision.wake_by(now)  # the grace period begins
 
@@ -153,6 +171,9 @@ def _place_queued_jobs(
             decision.events.append(RunPlaced(now, run, placement))
             decision.actions.append(Launch(run, job.spec, placement))
     decision.actions += [Refresh(gpu, now - JUST_SEEN_SECONDS) for gpu in unseen]
+    _wake_for_tries(state, now, decision)
+    if not planned:
+        _halt_if_all_fails(state, now, decision)
 
 
 def plan(
@@ -161,15 +182,81 @@ def plan(
     """What goes where by all that was seen so far, and why the rest has to wait."""
     free = free_gpus(state, now, released)
     planned: list[tuple[Job, Placement]] = []
+    waiting: Wait | None = None
     for job in state.queue:
-        match place(free):
-            case Wait():
-                return planned, Wait(why_none_is_free(state, now) or NONE_LEFT)
+        if job.not_before > now:
+            waiting = waiting or Wait("commands that failed are tried again later")
+            continue
+        if not free:
+            return planned, Wait(why_none_is_free(state, now) or NONE_LEFT)
+        match place(free, avoid=_to_avoid(state, job, now)):
+            case Wait() as wait:
+                waiting = wait
             case Placement() as placement:
                 planned.append((job, placement))
                 taken = {gpu.key for gpu in placement.gpus}
                 free = [gpu for gpu in free if gpu.reading.key not in taken]
-    return planned, None
+    return planned, waiting
+
+
+def _to_avoid(state: State, job: Job, now: Timestamp) -> Collection[GpuKey]:
+    """Where it failed, as long as there is somewhere else where it may soon be tried."""
+    if not job.failed_on or now >= job.requeued_at + WAIT_FOR_ANOTHER_GPU_SECONDS:
+        return ()
+    elsewhere = (key for key in state.gpus if key not in job.failed_on and key not in closed(state))
+    if any(
+        key in state.holds or not why_not(state, key, state.gpus[key], now) for key in elsewhere
+    ):
+        return job.failed_on
+    return ()
+
+
+def closed(state: State) -> set[GpuKey]:
+    """GPUs on which nothing is started, free or not: broken ones, and those that may be."""
+    if not state.policy.guard:
+        return state.withheld
+    return state.withheld | {key for key in state.records if is_suspect(state, key)}
+
+
+def is_suspect(state: State, key: GpuKey) -> bool:
+    """Whether so many jobs in a row failed at once there that it may be the GPU."""
+    record = state.records.get(key)
+    return record is not None and len(record.quick_failures) >= FAILURES_IN_A_ROW
+
+
+def _wake_for_tries(state: State, now: Timestamp, decision: Decision) -> None:
+    for job in state.queue:
+        decision.wake_after(now, job.not_before)
+        if job.failed_on:
+            decision.wake_after(now, job.requeued_at + WAIT_FOR_ANOTHER_GPU_SECONDS)
+    if any(is_suspect(state, key) for key in state.records):
+        for run in state.runs.values():  # one that lasts clears the commands
+            if isinstance(run.status, Running):
+                decision.wake_after(now, run.status.since + QUICK_SECONDS)
+
+
+def _halt_if_all_fails(state: State, now: Timestamp, decision: Decision) -> None:
+    """Where there is no other GPU to wait for, it is not the GPUs."""
+    if state.runs or not state.policy.guard or not state.queue:
+        return
+    suspects = [key for key in state.records if is_suspect(state, key)]
+    if suspects and closed(state).issuperset(_usable(state)):
+        gpus = words.count(len(suspects), "GPU")
+        why = f"{THE_COMMAND_FAILS}: {FAILURES_IN_A_ROW} in a row failed at once on {gpus}"
+        decision.events.append(Halted(now, why, stop=False))
+        decision.wake_by(now)
+
+
+def _usable(state: State) -> list[GpuKey]:
+    """Those that are in order, whoever may use them just now."""
+    samples = ((key, watch.latest) for key, watch in state.gpus.items())
+    return [
+        key
+        for key, latest in samples
+        if isinstance(latest, GpuSample)
+        and latest.ailment is None
+        and latest.compute_mode != "prohibited"
+    ]
 
 
 def _just_seen(watch: Watch, now: Timestamp) -> bool:
@@ -180,8 +267,9 @@ def _just_seen(watch: Watch, now: Timestamp) -> bool:
 def free_gpus(state: State, now: Timestamp, released: Collection[GpuKey] = ()) -> list[FreeGpu]:
     """What may be given away now, in the order in which it is: least strangers' memory first."""
     free = []
+    shut = closed(state)
     for key, watch in state.gpus.items():
-        if key in state.holds and key not in released:
+        if key in shut or (key in state.holds and key not in released):
             continue
         match current_verdict(state, watch, now):
             case Free(strangers_bytes):
@@ -222,8 +310,19 @@ def withheld_because(state: State, key: GpuKey, now: Timestamp) -> str | None:
     return f"{withheld}memory of job {hold.run.job} has not come back for {words.duration(waited)}"
 
 
+def why_closed(state: State, key: GpuKey) -> str:
+    """Why nothing is started on this GPU though it may be free; "" if that is no reason."""
+    if key in state.withheld:
+        return "withheld: one job after the other failed at once there, and not elsewhere"
+    if state.policy.guard and is_suspect(state, key):
+        return f"suspect: {FAILURES_IN_A_ROW} jobs in a row failed at once there"
+    return ""
+
+
 def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
     """Why nothing can be started on this GPU now; "" if something can."""
+    if why := why_closed(state, key):
+        return why
     hold = state.holds.get(key)
     verdict_now = current_verdict(state, watch, now)
     if hold is not None and hold.cleared_at is None:
@@ -278,7 +377,7 @@ def _give_up_waiting(state: State, now: Timestamp, decision: Decision) -> None:
 def _is_over(state: State, now: Timestamp, decision: Decision) -> bool:
     if _starts_any(decision):
         return False
-    if any(not _is_given_up(run, now) for run in state.runs.values()):
+    if state.ended or any(not is_given_up(run, now) for run in state.runs.values()):
         return False
     return state.closing is not Closing.NO or (not state.queue and not state.input_open)
 
@@ -287,7 +386,8 @@ def _starts_any(decision: Decision) -> bool:
     return any(isinstance(action, Launch) for action in decision.actions)
 
 
-def _is_given_up(run: Run, now: Timestamp) -> bool:
+def is_given_up(run: Run, now: Timestamp) -> bool:
+    """Whether even SIGKILL has not ended it: it hangs in the kernel."""
     match run.status:
         case Lingering(killed_at=float(killed_at)) | Stopping(killed_at=float(killed_at)):
             return now - killed_at >= UNKILLABLE_AFTER_SECONDS

@@ -6,12 +6,59 @@ from typing import TypeAlias
 from smartsched.core.model import (
     Ending,
     GpuKey,
+    HostName,
     JobId,
     JobSpec,
+    Outcome,
     Placement,
+    Position,
+    ProcessId,
+    RequeueReason,
     RunKey,
+    StopReason,
     Timestamp,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class RunBegan:
+    """The first record of every run."""
+
+    at: Timestamp
+    name: str
+    host: HostName
+    directory: str  # where smartsched was started
+    inputs: tuple[str, ...]  # names of what commands are read from, for messages
+    command: str | None  # None: commands come from `inputs`; else the only one
+    options: str  # a JSON object of what the user asked for, other than by default
+
+
+@dataclass(frozen=True, slots=True)
+class RunResumed:
+    """Another dispatcher goes on where the last one ended or died. `failed_too`: jobs that had
+    failed for good are queued again as well."""
+
+    at: Timestamp
+    host: HostName
+    options: str
+    failed_too: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListReplaced:
+    """From here on commands come from another list; what is not on it is not started any more."""
+
+    at: Timestamp
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InputRead:
+    """All of an input lies in the run's folder: its last line is whole."""
+
+    at: Timestamp
+    number: int  # which of the inputs, from 0
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +66,18 @@ class JobAccepted:
     at: Timestamp
     job: JobId
     spec: JobSpec
+    read_to: Position | None = None  # None: it was not read from an input
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecalled:
+    """A job that the run knows already is queued: the new list has it, or it had failed."""
+
+    at: Timestamp
+    job: JobId
+    spec: JobSpec
+    attempts: int
+    read_to: Position | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +87,7 @@ class LineRejected:
     at: Timestamp
     source: str
     why: str
+    read_to: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +129,7 @@ class RunPlaced:
 class RunLaunched:
     at: Timestamp
     run: RunKey
-    pid: int
+    process: ProcessId
     log: str | None  # None: its output goes somewhere else than to a file
 
 
@@ -83,9 +143,20 @@ class RunPostponed:
 
 
 @dataclass(frozen=True, slots=True)
-class RunStopping:
+class RunRevoked:
+    """It was placed, but its dispatcher died before anything began; now it never will."""
+
     at: Timestamp
     run: RunKey
+
+
+@dataclass(frozen=True, slots=True)
+class RunStopping:
+    """Asked to end; of one that lingers, what it left behind."""
+
+    at: Timestamp
+    run: RunKey
+    why: StopReason = "asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +167,50 @@ class RunKilled:
 
 @dataclass(frozen=True, slots=True)
 class RunExited:
-    """The job has its end. `leftovers`: processes of it that still live."""
+    """The run's shell has ended. `leftovers`: processes of it that still live."""
 
     at: Timestamp
     run: RunKey
     ending: Ending
     leftovers: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobFinished:
+    """What came of a job, by its last run."""
+
+    at: Timestamp
+    run: RunKey
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequeued:
+    """The job will be tried again, not before some time."""
+
+    at: Timestamp
+    run: RunKey
+    why: RequeueReason
+    not_before: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class GpuWithheld:
+    """Jobs that ended well elsewhere fail at once on this GPU: it takes no more. The failures in a
+    row that showed it are not held against their jobs."""
+
+    at: Timestamp
+    gpu: GpuKey
+    runs: tuple[RunKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """Too much has failed. `stop`: what runs is stopped too."""
+
+    at: Timestamp
+    why: str
+    stop: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +230,22 @@ class GpuReleased:
     run: RunKey
 
 
+@dataclass(frozen=True, slots=True)
+class RunClosed:
+    """The dispatcher ends. `complete`: there is nothing left to be done."""
+
+    at: Timestamp
+    complete: bool
+    failed: int
+
+
 Event: TypeAlias = (
-    JobAccepted
+    RunBegan
+    | RunResumed
+    | ListReplaced
+    | InputRead
+    | JobAccepted
+    | JobRecalled
     | LineRejected
     | InputEnded
     | DrainRequested
@@ -131,9 +254,15 @@ Event: TypeAlias = (
     | RunPlaced
     | RunLaunched
     | RunPostponed
+    | RunRevoked
     | RunStopping
     | RunKilled
     | RunExited
+    | JobFinished
+    | JobRequeued
+    | GpuWithheld
+    | Halted
     | RunCleared
     | GpuReleased
+    | RunClosed
 )

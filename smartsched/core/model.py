@@ -46,11 +46,29 @@ class GpuProcess:
     ancestors: tuple[int, ...] = ()
 
 
+class ProcessId(NamedTuple):
+    """A process, told apart from any other there ever was: pids recycle, the three together do
+    not."""
+
+    pid: int
+    start_ticks: int  # when it started, in clock ticks since the boot (proc(5): stat, field 22)
+    boot: str  # the kernel's random id of this boot
+
+
+class Position(NamedTuple):
+    """How far a run's inputs have been read."""
+
+    number: int  # which of them, from 0
+    offset: int  # bytes of it
+    line: int  # lines of it
+
+
 class Shell(NamedTuple):
     """The first process of a run. It leads the run's group and session."""
 
     pid: int
     tag: str  # what the run's processes carry in their environment
+    is_known: bool = True  # False: it may be gone, and its number and session somebody else's
 
 
 class UtilizationPoint(NamedTuple):
@@ -127,6 +145,7 @@ class JobSpec:
 
     command: str  # shell text; bytes that are not UTF-8 travel as surrogate escapes
     source: str  # where it came from, for messages: "commands.txt:12"
+    directory: str = ""  # where it runs, absolute; "": where the dispatcher is
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +163,7 @@ class PlacedGpu:
     key: GpuKey
     label: str  # for people: "3", or "0:2" for a MIG instance
     visible: str  # for CUDA_VISIBLE_DEVICES
+    unexplained_bytes: int = 0  # used by no visible process, before the run started
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +206,18 @@ class NotStarted:
     why: str
 
 
-Ending: TypeAlias = Exited | Killed | NotStarted
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """It vanished while nobody watched, and left no record of how it ended."""
+
+
+Ending: TypeAlias = Exited | Killed | NotStarted | Lost
+StopReason: TypeAlias = Literal["asked", "timeout", "survivor"]
+"""Why a run is stopped: the user wants no more; it took too long; it outlived a dispatcher, and the
+user wants such runs started anew."""
+Outcome: TypeAlias = Literal["ok", "failed", "stopped"]
+"""What came of a job. Stopped ones have not had their chance: they run when the run is resumed."""
+RequeueReason: TypeAlias = Literal["failed", "lost", "survivor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +234,8 @@ class Running:
 
     since: Timestamp
     placement: Placement
-    pid: int  # leads its own session and process group
+    process: ProcessId  # leads its own session and process group
+    log: str | None  # None: its output goes somewhere else than to a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +244,10 @@ class Stopping:
 
     since: Timestamp
     placement: Placement
-    pid: int
+    process: ProcessId
+    log: str | None
     started_at: Timestamp
+    why: StopReason
     killed_at: Timestamp | None  # None: so far only asked
 
 
@@ -236,7 +270,13 @@ class Job:
 
     id: JobId
     spec: JobSpec
-    attempts: int = 0
+    attempts: int = 0  # runs of it so far
+    failures: int = 0  # of them that count against --retries
+    losses: int = 0  # of them that vanished while nobody watched
+    rank: int = 0  # its place in the queue: smaller ones go first
+    not_before: Timestamp = float("-inf")
+    failed_on: tuple[GpuKey, ...] = ()  # tried elsewhere first
+    requeued_at: Timestamp = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,3 +286,27 @@ class Run:
     key: RunKey
     job: Job
     status: RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRun:
+    """A run that has its ending, while it is not settled what becomes of its job."""
+
+    key: RunKey
+    job: Job
+    placement: Placement
+    started_at: Timestamp
+    ended_at: Timestamp
+    ending: Ending
+    why_stopped: StopReason | None  # None: nobody asked it to end
+    log: str | None
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self.ended_at - self.started_at)
+
+    @property
+    def succeeded(self) -> bool:
+        """What ends well after its time was up may have saved its state; it has not done its
+        work."""
+        return self.ending == Exited(0) and self.why_stopped in (None, "asked")

@@ -4,8 +4,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smartsched.core.model import GpuReading, PlacedGpu, Placement, Wait
+from smartsched.core.model import GpuKey, GpuReading, GpuSample, PlacedGpu, Placement, Wait
 from smartsched.core.selection import label
+from smartsched.core.strangers import unexplained_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +18,20 @@ class FreeGpu:
     visible: str
 
 
-def place(free: Sequence[FreeGpu]) -> Placement | Wait:
-    """Give the emptiest GPU; `free` is in that order."""
+def place(free: Sequence[FreeGpu], avoid: Collection[GpuKey] = ()) -> Placement | Wait:
+    """Give the emptiest GPU that is not to be avoided; `free` is in that order."""
     if not free:
         return Wait("no GPU is free")
-    return Placement((placed(free[0]),))
+    chosen = next((gpu for gpu in free if gpu.reading.key not in avoid), None)
+    if chosen is None:
+        return Wait("a command that failed waits for another GPU than it failed on")
+    return Placement((placed(chosen),))
 
 
 def placed(gpu: FreeGpu) -> PlacedGpu:
-    return PlacedGpu(gpu.reading.key, label(gpu.reading), gpu.visible)
+    reading = gpu.reading
+    unexplained = unexplained_bytes(reading) if isinstance(reading, GpuSample) else 0
+    return PlacedGpu(reading.key, label(reading), gpu.visible, unexplained)
 
 
 def visible_as(

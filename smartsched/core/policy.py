@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from smartsched.core.freeness import Thresholds
+from smartsched.core.halt import Halt
 from smartsched.core.selection import Selection
 
 
@@ -20,6 +21,12 @@ class Policy:
     interval_seconds: float = 1.0  # between samples
     sample_deadline_seconds: float = 5.0  # beyond the interval: a GPU last seen earlier is unknown
     wait_timeout_seconds: float | None = None  # None: wait for a first free GPU for ever
+    retries: int = 0  # further attempts after a failure
+    retry_delay_seconds: float = 1.0  # before the first of them; doubles each time
+    timeout_seconds: float | None = None  # None: an attempt may take for ever
+    halt: Halt | None = None  # None: go on however many jobs fail
+    guard: bool = True  # withhold GPUs on which everything fails at once
+    tells: bool = False  # the user has a command to be run for each finished job
 
     @property
     def stale_after_seconds(self) -> float:

@@ -49,6 +49,14 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def parse_positive_duration(text: str) -> float:
+    """A limit: nothing could be done in no time."""
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise UsageError(f"{text!r} leaves no time for anything")
+    return seconds
+
+
 def parse_interval(text: str) -> float:
     """Between two samples, in seconds."""
     seconds = parse_duration(text)

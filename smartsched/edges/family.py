@@ -6,10 +6,11 @@ that nobody can slip away; elsewhere group, session and environment have to do.
 
 import ctypes
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
-from smartsched.core.model import Shell
+from smartsched.core.model import ProcessId, Shell
 from smartsched.core.tag import tag_in
 
 if TYPE_CHECKING:
@@ -22,31 +23,65 @@ class Family:
     """All processes below this one."""
 
     def __init__(self, others: Callable[[], Collection[int]]) -> None:
-        """`others`: pids of children of this process that are no runs."""
+        """`others`: pids of children of this process that are no runs, and lead sessions."""
         self._others = others
+        self._everywhere = False
+        self._not_theirs = {os.getpid()}
         self._session = os.getsid(0)
         # A shell that exec'ed us may have left us children of its own: tee, substitutions.
         self._inherited = {(pid, _started(pid)) for pid in _children()}
         self._adopts_orphans = _adopt_orphans()
 
+    def look_everywhere(self) -> None:
+        """From now on runs may have processes that do not descend from this one."""
+        import psutil
+
+        self._everywhere = True
+        # A tmux that was started in a job carries its tag, and we may have been started there.
+        self._not_theirs = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
+
+    def identify(self, pid: int) -> ProcessId:
+        return ProcessId(pid, _start_ticks(pid), _boot())
+
+    def lives(self, process: ProcessId) -> bool:
+        """Whether just this process still runs; a zombie does not."""
+        if process.boot != _boot() or _start_ticks(process.pid) != process.start_ticks:
+            return False
+        return process.start_ticks > 0 and _stat(process.pid, 3) not in (b"Z", b"X")
+
+    def carries(self, pid: int, tag: str) -> bool:
+        """Whether a process is part of the run with this tag."""
+        import psutil
+
+        try:
+            process = psutil.Process(pid)
+            return process.uids().real == os.getuid() and tag_in(process.environ()) == tag
+        except (psutil.Error, OSError):
+            return False
+
     def may_have_left(self, shell: Shell, shells: Collection[Shell]) -> bool:
         """Whether an ended shell may have left anybody. Cheap, since asked at every exit."""
         if _group_exists(shell.pid):
             return True
-        known = {other.pid for other in shells} | set(self._others())
-        return any(pid not in known and self._may_be_ours(pid) for pid in _children())
+        others = set(self._others())
+        known = {other.pid for other in shells} | others
+        return any(pid not in known and self._may_be_ours(pid, others) for pid in _children())
 
     def members(self, shell: Shell, shells: Collection[Shell]) -> list["psutil.Process"]:
         """The living processes of a run but for its shell, as objects that notice when a pid was
         recycled. Whoever cannot be told apart belongs to the last run that there is."""
-        return [process for process, owner in self._owned(shells) if owner == shell.pid]
+        return [process for process, tag in self._owned(shells) if tag == shell.tag]
 
-    def _may_be_ours(self, pid: int) -> bool:
-        """Runs have sessions of their own: whoever is in ours was never part of one."""
+    def _may_be_ours(self, pid: int, others: Collection[int]) -> bool:
+        """Runs have sessions of their own: whoever is in ours, or in that of another child of ours,
+        was never part of one."""
         try:
-            return os.getsid(pid) != self._session and (pid, _started(pid)) not in self._inherited
+            session = os.getsid(pid)
         except OSError:
             return False
+        if session == self._session or session in others:
+            return False
+        return (pid, _started(pid)) not in self._inherited
 
     def everybody(self) -> list["psutil.Process"]:
         """Whoever lives below this process, runs and strays."""
@@ -57,40 +92,44 @@ class Family:
     def _roots(self) -> set[int]:
         """Our children that are, or once were, part of runs."""
         others = set(self._others())
-        return {pid for pid in _children() if pid not in others and self._may_be_ours(pid)}
+        return {pid for pid in _children() if pid not in others and self._may_be_ours(pid, others)}
 
-    def _owned(self, shells: Collection[Shell]) -> Iterator[tuple["psutil.Process", int | None]]:
+    def _owned(self, shells: Collection[Shell]) -> Iterator[tuple["psutil.Process", str | None]]:
+        """Every process below us but the shells, and whoever else belongs to a run; with the tag
+        of its run."""
         import psutil
 
-        by_pid = {shell.pid: shell for shell in shells}
-        by_tag = {shell.tag: shell for shell in shells}
-        only = next(iter(by_pid)) if len(by_pid) == 1 else None
-        owners: dict[int, int | None] = {pid: pid for pid in by_pid}
-        for process in self._candidates():
+        by_pid = {shell.pid: shell.tag for shell in shells if shell.is_known}
+        tags = {shell.tag for shell in shells}
+        only = next(iter(tags)) if len(tags) == 1 and self._adopts_orphans else None
+        owners: dict[int, str | None] = dict(by_pid)
+        for process, is_below in self._candidates():
             if process.pid in by_pid:
                 continue
             try:
-                owner = _owner_by_number(process.pid, by_pid) or _owner_by_tag(process, by_tag)
-                owner = owner or owners.get(process.ppid())
-                owners[process.pid] = owner = owner or (only if self._adopts_orphans else None)
-                if process.status() != psutil.STATUS_ZOMBIE:
+                owner = _tag_by_number(process.pid, by_pid) or _tag_of(process, tags)
+                owner = owner or owners.get(process.ppid()) or (only if is_below else None)
+                owners[process.pid] = owner
+                if (is_below or owner) and process.status() != psutil.STATUS_ZOMBIE:
                     yield process, owner
             except (psutil.Error, OSError):
                 continue
 
-    def _candidates(self) -> list["psutil.Process"]:
-        """Ancestors before descendants."""
-        if not self._adopts_orphans:
-            import psutil
+    def _candidates(self) -> Iterator[tuple["psutil.Process", bool]]:
+        """Ancestors before descendants; and whether it is below us."""
+        import psutil
 
-            return list(psutil.process_iter())
-        below: list[psutil.Process] = []
-        children, roots = _children_by_parent(), self._roots()
-        level = [child for child in children.get(os.getpid(), ()) if child.pid in roots]
-        while level:
-            below += level
-            level = [child for parent in level for child in children.get(parent.pid, ())]
-        return below
+        below: set[int] = set()
+        if self._adopts_orphans:
+            children, roots = _children_by_parent(), self._roots()
+            level = [child for child in children.get(os.getpid(), ()) if child.pid in roots]
+            while level:
+                yield from ((process, True) for process in level)
+                below.update(process.pid for process in level)
+                level = [child for parent in level for child in children.get(parent.pid, ())]
+        if self._everywhere or not self._adopts_orphans:
+            known = below | self._not_theirs | set(self._others())
+            yield from ((p, False) for p in psutil.process_iter() if p.pid not in known)
 
 
 def _children_by_parent() -> dict[int, list["psutil.Process"]]:
@@ -105,22 +144,22 @@ def _children_by_parent() -> dict[int, list["psutil.Process"]]:
     return children
 
 
-def _owner_by_number(pid: int, by_pid: Collection[int]) -> int | None:
+def _tag_by_number(pid: int, by_pid: Mapping[int, str]) -> str | None:
     for number in (os.getsid(pid), os.getpgid(pid)):
         if number in by_pid:
-            return number
+            return by_pid[number]
     return None
 
 
-def _owner_by_tag(process: "psutil.Process", by_tag: dict[str, Shell]) -> int | None:
+def _tag_of(process: "psutil.Process", tags: Collection[str]) -> str | None:
     """The environment is read only of processes that may answer: one that hangs in the driver can
     hold the lock that reading takes."""
     import psutil
 
-    if process.status() == psutil.STATUS_DISK_SLEEP or process.uids().real != os.getuid():
+    if process.uids().real != os.getuid() or process.status() == psutil.STATUS_DISK_SLEEP:
         return None
-    shell = by_tag.get(tag_in(process.environ()) or "")
-    return shell.pid if shell is not None else None
+    tag = tag_in(process.environ())
+    return tag if tag in tags else None
 
 
 def _adopt_orphans() -> bool:
@@ -167,6 +206,20 @@ def _parent(pid: int) -> bytes:
 def _started(pid: int) -> bytes:
     """With the pid, this tells a process from any other that there ever was."""
     return _stat(pid, 22)
+
+
+def _start_ticks(pid: int) -> int:
+    """0 where there is no such process."""
+    return int(_started(pid) or 0)
+
+
+@cache
+def _boot() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot_id:
+            return boot_id.read().strip()
+    except OSError:
+        return ""
 
 
 def _stat(pid: int, number: int) -> bytes:

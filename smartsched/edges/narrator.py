@@ -1,40 +1,43 @@
 """Tells people what happens: the wording of every line, wherever the lines go."""
 
 import re
-import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from smartsched.core import words
-from smartsched.core.decide import Decision, idles
+from smartsched.core.decide import THE_COMMAND_FAILS, Decision, idles
+from smartsched.core.endings import how_it_ended
 from smartsched.core.events import (
     DrainRequested,
     Event,
+    GpuWithheld,
+    Halted,
+    JobFinished,
+    JobRequeued,
     LineRejected,
     RunExited,
     RunKilled,
     RunLaunched,
-    RunPlaced,
     RunPostponed,
+    RunRevoked,
     RunStopping,
     StopRequested,
     WaitTimedOut,
 )
 from smartsched.core.model import (
-    Ending,
-    Exited,
+    EndedRun,
     HostName,
+    JobId,
     JobSpec,
-    Killed,
     NotStarted,
-    Placement,
     Run,
     RunKey,
     Running,
+    Starting,
     Stopping,
     Timestamp,
 )
+from smartsched.core.selection import label
 from smartsched.core.state import State
 from smartsched.core.survey import gpu_rows
 
@@ -59,17 +62,6 @@ class View(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
-class _Told:
-    """What is needed of a run to tell of its end."""
-
-    spec: JobSpec
-    placement: Placement
-    since: Timestamp
-    log: str | None = None
-    stopped: bool = False  # because the user asked
-
-
 class Narrator:
     """An Observer."""
 
@@ -82,17 +74,22 @@ class Narrator:
         verbose: bool,
         single: bool,
         logs: str | None,
+        run_name: str,
+        here: str,
     ) -> None:
         """`single`: there is just one command, whose end needs no summary. `logs`: where they are;
-        None: there are none."""
+        None: there are none. `here`: paths below it are told without it."""
         self._view = view
         self._tail = tail
         self._quiet = quiet
         self._verbose = verbose
         self._single = single
         self._logs = logs
-        self._runs: dict[RunKey, _Told] = {}
-        self._failures: list[str] = []
+        self._run_name = run_name
+        self._here = here.rstrip("/") + "/"
+        self._ended: dict[RunKey, tuple[EndedRun, int]] = {}  # and its leftovers
+        self._failures: list[tuple[JobId | None, str]] = []  # None: of a line
+        self._last_failure: EndedRun | None = None
         self._began: Timestamp | None = None
         self._waiting_since: Timestamp | None = None
         self._said_why_at: Timestamp = float("-inf")
@@ -102,30 +99,36 @@ class Narrator:
         self._troubles: dict[HostName, str] = {}
         self._verdicts: dict[str, str] = {}
 
-    def recorded(  # noqa: C901  # a table: one case an event
+    def recorded(  # noqa: C901, PLR0912  # a table: one case an event
         self, event: Event, state: State, now: Timestamp
     ) -> None:
         if self._began is None:
             self._began = now
         match event:
-            case RunPlaced(_, key, placement):
-                self._runs[key] = _Told(state.runs[key].job.spec, placement, now)
-            case RunLaunched(_, key, _, log):
-                self._runs[key].log = log
-                self._started(key, now)
-            case RunExited(_, key, ending, leftovers):
-                self._ended(self._runs.pop(key), key, ending, leftovers, now)
+            case RunLaunched(_, key):
+                self._started(state.runs[key], now)
+            case RunExited(_, key, _, leftovers):
+                self._ended[key] = (state.ended[key], leftovers)
+            case JobFinished(_, key):
+                self._finished(*self._ended.pop(key), event, now)
+            case JobRequeued(_, key):
+                self._requeued(*self._ended.pop(key), event, now)
             case RunPostponed(_, key, why):
-                del self._runs[key]
                 self._postponed(key, why, now)
-            case RunStopping(_, key):
-                if key in self._runs:
-                    self._runs[key].stopped = True
+            case RunRevoked(_, key):
+                self._say(now, f"job {key.job} had not begun yet; queued again", "notice")
+            case RunStopping(_, key, "timeout"):
+                lasted = words.duration(state.policy.timeout_seconds or 0)
+                self._say(now, f"job {key.job} has run for {lasted}; stopping it", "notice")
             case RunKilled(_, key):
                 self._say(now, f"job {key.job} did not end when asked; killing it", "notice")
             case LineRejected(_, source, why):
-                self._list_failure(f"{source}: {why}")
+                self._list_failure(None, f"{source}: {why}")
                 self._view.line(now, f"{source}: {why}; this line is left out", "bad")
+            case GpuWithheld():
+                self._withheld(event, state, now)
+            case Halted():
+                self._halted(event, state, now)
             case DrainRequested() | StopRequested() | WaitTimedOut():
                 self._closing(event, state, now)
             case _:
@@ -142,6 +145,28 @@ class Narrator:
             self._tell_verdicts(state, now)
         self._view.refresh(state, now)
 
+    def resumed(self, state: State, now: Timestamp) -> None:
+        """What the run has come to so far."""
+        self._began = now
+        self._ended = {key: (ended, 0) for key, ended in state.ended.items()}
+        totals = state.totals
+        parts = [f"{words.count(totals.ok, 'job')} ok", f"{totals.failed:,} failed"]
+        if state.runs:
+            parts.append(f"{len(state.runs):,} still running")
+        if state.queue:
+            more = " and what is left of the list" if state.input_open else ""
+            parts.append(f"{len(state.queue):,}{more} to be run")
+        elif state.input_open:
+            parts.append("the rest of the list to be run")
+        self._say(now, f"going on with run {self._run_name}: {', '.join(parts)}", "notice")
+        for run in state.runs.values():
+            if isinstance(run.status, Running):
+                text = (
+                    f"job {run.job.id} still runs on GPU {run.status.placement.labels}, for"
+                    f" {words.duration(now - run.status.since)}: {_command(run.job.spec)}"
+                )
+                self._say(now, text, "plain")
+
     def warn(self, text: str, now: Timestamp) -> None:
         """Something the user should know that no event tells of."""
         self._say(now, text, "notice")
@@ -153,15 +178,23 @@ class Narrator:
         """The summary."""
         for run in state.runs.values():
             self._view.line(now, _left_alive(run), "bad")
-        if self._single and not state.totals.rejected:
-            return
         totals = state.totals
-        self._view.line(now, self._summary(state, now), "bad" if self._failures else "good")
-        for failure in self._failures:
+        left = bool(state.queue or state.interrupted or (state.input_open and totals.accepted))
+        if self._single and not totals.rejected and not left:
+            return
+        bad = bool(self._failures or totals.failed)
+        self._view.line(now, self._summary(state, now), "bad" if bad else "good")
+        for _, failure in self._failures:
             self._view.line(now, f"  {failure}", "bad")
-        unlisted = totals.failed + totals.rejected - len(self._failures)
+        earlier = state.before.failed + state.before.rejected
+        unlisted = totals.failed + totals.rejected - len(self._failures) - earlier
         if unlisted > 0:
             self._view.line(now, f"  and {words.count(unlisted, 'more failure')}", "bad")
+        if earlier > 0:
+            self._view.line(now, f"  and {words.count(earlier, 'failure')} before", "bad")
+        if left:
+            text = f"to go on with what is left: smartsched --resume {self._run_name}"
+            self._view.line(now, text, "notice")
 
     def _summary(self, state: State, now: Timestamp) -> str:
         totals = state.totals
@@ -170,6 +203,8 @@ class Narrator:
             parts.append(f"{totals.stopped:,} stopped")
         if state.runs:
             parts.append(f"{len(state.runs):,} still there")
+        if totals.dropped:
+            parts.append(f"{totals.dropped:,} no longer on the list")
         if totals.rejected:
             parts.append(f"{words.count(totals.rejected, 'line')} left out")
         if state.queue:
@@ -182,44 +217,98 @@ class Narrator:
         where = f"; logs in {self._logs}" if self._logs and totals.finished else ""
         return f"{', '.join(parts)}; {wall}, {hours:.2f} GPU-hours{where}"
 
-    def _started(self, key: RunKey, now: Timestamp) -> None:
-        told = self._runs[key]
-        told.since = now
-        command = _command(told.spec)
-        self._say(now, f"job {key.job} started on GPU {told.placement.labels}: {command}", "plain")
+    def _started(self, run: Run, now: Timestamp) -> None:
+        text = f"job {run.job.id} started on GPU {run.status.placement.labels}"
+        tried = run.job.failures + run.job.losses
+        again = f" (try {tried + 1})" if tried else ""
+        self._say(now, f"{text}{again}: {_command(run.job.spec)}", "plain")
 
-    def _ended(
-        self, told: _Told, key: RunKey, ending: Ending, leftovers: int, now: Timestamp
+    def _finished(
+        self, ended: EndedRun, leftovers: int, event: JobFinished, now: Timestamp
     ) -> None:
-        lasted = words.duration(now - told.since)
-        where = f"on GPU {told.placement.labels}"
-        if ending == Exited(0):
-            if not self._single:
-                self._say(now, f"job {key.job} ok after {lasted} {where}", "good")
-        elif told.stopped:
-            text = f"job {key.job} stopped: {_how(ending)} after {lasted} {where}"
-            self._say(now, text, "notice")
-        else:
-            how = "" if isinstance(ending, NotStarted) else f" after {lasted}"
-            text = f"job {key.job} failed: {_how(ending)}{how} {where}: {_command(told.spec)}"
-            self._failed(text, told, now)
-        if leftovers:
-            processes = "1 process" if leftovers == 1 else f"{leftovers} processes"
-            text = f"job {key.job} left {processes} behind; stopping what is left"
-            self._say(now, text, "notice")
+        job, where = ended.job.id, f"on GPU {ended.placement.labels}"
+        match event.outcome:
+            case "ok":
+                if not self._single:
+                    text = f"job {job} ok after {words.duration(ended.seconds)} {where}"
+                    self._say(now, text, "good")
+            case "stopped":
+                lasted = words.duration(ended.seconds)
+                text = f"job {job} stopped: {how_it_ended(ended)} after {lasted} {where}"
+                self._say(now, text, "notice")
+            case "failed":
+                self._failed(ended, now)
+        self._tell_leftovers(job, leftovers, now)
 
-    def _failed(self, text: str, told: _Told, now: Timestamp) -> None:
-        self._list_failure(text if told.log is None else f"{text} ({told.log})")
+    def _requeued(
+        self, ended: EndedRun, leftovers: int, event: JobRequeued, now: Timestamp
+    ) -> None:
+        job = ended.job.id
+        match event.why:
+            case "survivor":
+                text = f"job {job} was stopped; it is queued again"
+            case "lost":
+                text = f"job {job} is lost: {how_it_ended(ended)}; it is queued again"
+            case "failed":
+                delay = words.duration(event.not_before - now)
+                text = f"job {job} failed: {self._ending_of(ended)}; trying again in {delay}"
+        self._say(now, text, "notice")
+        self._tell_leftovers(job, leftovers, now)
+
+    def _failed(self, ended: EndedRun, now: Timestamp) -> None:
+        text = f"job {ended.job.id} failed: {self._ending_of(ended)}: {_command(ended.job.spec)}"
+        log = self._shown(ended.log)
+        self._list_failure(ended.job.id, text if log is None else f"{text} ({log})")
         self._view.line(now, text, "bad")
-        if told.log is None:
+        self._last_failure = ended
+        self._show_log(ended, now)
+
+    def _show_log(self, ended: EndedRun, now: Timestamp) -> None:
+        if ended.log is None:
             return
-        self._view.line(now, f"  its log: {words.printable(told.log)}", "bad")
-        for line in self._tail(told.log, _TAIL_LINES):
+        self._view.line(now, f"  its log: {self._shown(ended.log)}", "bad")
+        for line in self._tail(ended.log, _TAIL_LINES):
             self._view.line(now, f"  | {words.shortened(words.printable(line), 200)}", "plain")
 
-    def _list_failure(self, text: str) -> None:
+    def _ending_of(self, ended: EndedRun) -> str:
+        started = not isinstance(ended.ending, NotStarted)
+        lasted = f" after {words.duration(ended.seconds)}" if started else ""
+        return f"{how_it_ended(ended)}{lasted} on GPU {ended.placement.labels}"
+
+    def _shown(self, path: str | None) -> str | None:
+        return None if path is None else words.printable(path.removeprefix(self._here))
+
+    def _tell_leftovers(self, job: JobId, leftovers: int, now: Timestamp) -> None:
+        if leftovers:
+            processes = "1 process" if leftovers == 1 else f"{leftovers} processes"
+            text = f"job {job} left {processes} behind; stopping what is left"
+            self._say(now, text, "notice")
+
+    def _withheld(self, event: GpuWithheld, state: State, now: Timestamp) -> None:
+        watch = state.gpus.get(event.gpu)
+        name = label(watch.latest) if watch is not None else event.gpu.uuid
+        jobs = {run.job for run in event.runs}
+        self._failures = [failure for failure in self._failures if failure[0] not in jobs]
+        numbers = ", ".join(str(job) for job in sorted(jobs))
+        text = (
+            f"GPU {name} is withheld: jobs {numbers} failed there at once, one after the other,"
+            " while others do well elsewhere; they are tried on other GPUs"
+        )
+        self._view.line(now, text, "bad")
+
+    def _halted(self, event: Halted, state: State, now: Timestamp) -> None:
+        running = words.count(len(state.runs), "running job")
+        what = f"stopping {running}" if event.stop else f"waiting for {running}"
+        text = f"{event.why}: starting nothing more"
+        self._view.line(now, f"{text}; {what}" if state.runs else text, "bad")
+        if event.why.startswith(THE_COMMAND_FAILS) and self._last_failure is not None:
+            self._show_log(self._last_failure, now)
+            text = "to go on all the same: smartsched --resume --no-guard"
+            self._view.line(now, text, "notice")
+
+    def _list_failure(self, job: JobId | None, text: str) -> None:
         if len(self._failures) < _MOST_FAILURES_LISTED:
-            self._failures.append(text)
+            self._failures.append((job, text))
 
     def _closing(
         self, event: DrainRequested | StopRequested | WaitTimedOut, state: State, now: Timestamp
@@ -279,30 +368,15 @@ class Narrator:
 def _left_alive(run: Run) -> str:
     where = f"on GPU {run.status.placement.labels}"
     match run.status:
-        case Stopping(pid=pid) | Running(pid=pid):
-            return f"job {run.job.id} cannot be killed and is still there (pid {pid}) {where}"
+        case Stopping(process=process) | Running(process=process):
+            return (
+                f"job {run.job.id} cannot be killed and is still there (pid {process.pid}) {where}"
+            )
+        case Starting():
+            return f"job {run.job.id} may be about to start {where}"
         case _:
             return f"job {run.job.id} left processes behind that cannot be killed {where}"
 
 
 def _command(spec: JobSpec) -> str:
     return words.shortened(words.printable(spec.command), _COMMAND_WIDTH)
-
-
-def _how(ending: Ending) -> str:
-    match ending:
-        case Killed(signum):
-            return f"killed by {_signal_name(signum)}"
-        case Exited(code) if code > 128 and _signal_name(code - 128).startswith("SIG"):
-            return f"exit status {code} (128 + {_signal_name(code - 128)})"
-        case Exited(code):
-            return f"exit status {code}"
-        case NotStarted(why):
-            return f"could not be started: {why}"
-
-
-def _signal_name(signum: int) -> str:
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return f"signal {signum}"

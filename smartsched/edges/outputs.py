@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smartsched.core.actions import Launch
-from smartsched.core.model import JobId, RunKey
+from smartsched.core.model import Placement, RunKey
 from smartsched.errors import UsageError
 from smartsched.ports import FdWatcher
 
@@ -24,11 +24,13 @@ _MOST_UNWRITTEN_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16
 
 
-def log_name(job: JobId) -> str:
-    """0001.log; longer numbers get a letter for each further digit, so that names still sort."""
-    digits = f"{job:04d}"
+def log_name(run: RunKey) -> str:
+    """0001.log, of a second attempt 0001.2.log; longer numbers get a letter for each further digit,
+    so that names still sort."""
+    digits = f"{run.job:04d}"
     longer_by = len(digits) - 4
-    return f"{chr(ord('a') + longer_by - 1) if longer_by else ''}{digits}.log"
+    again = f".{run.attempt}" if run.attempt > 1 else ""
+    return f"{chr(ord('a') + longer_by - 1) if longer_by else ''}{digits}{again}.log"
 
 
 def tail(path: str, lines: int) -> list[str]:
@@ -57,12 +59,14 @@ class LogFiles:
     Others may own the folder above (a group's, /tmp): nothing there is followed or overwritten.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, resumed: bool = False) -> None:
+        """`resumed`: it may be there already, as an earlier dispatcher's of the same run."""
+        self._folder = folder.absolute()
+        folder = self._folder
         self._made = [path for path in (folder, folder.parent) if not path.exists()]
         self._fds: dict[RunKey, int] = {}
         try:
-            self._folder_fd = self._make_folder()
+            self._folder_fd = self._make_folder(again=resumed)
         except OSError as error:
             raise UsageError(
                 f"cannot make {error.filename} for the jobs' logs: {error.strerror};"
@@ -70,7 +74,7 @@ class LogFiles:
             ) from error
 
     def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
-        fd = self._fds[run] = self._open(log_name(run.job))
+        fd = self._fds[run] = self._open(log_name(run))
         return [(os.POSIX_SPAWN_DUP2, fd, 1), (os.POSIX_SPAWN_DUP2, fd, 2)]
 
     def _open(self, name: str) -> int:
@@ -97,10 +101,12 @@ class LogFiles:
         if (fd := self._fds.pop(run, None)) is not None:
             os.close(fd)
 
+    def adopt(self, run: RunKey, placement: Placement) -> None: ...
+
     def closed(self, run: RunKey) -> None: ...
 
     def path(self, run: RunKey) -> str:
-        return str(self._folder / log_name(run.job))
+        return str(self._folder / log_name(run))
 
     def is_settled(self) -> bool:
         return True
@@ -122,6 +128,8 @@ class Untouched:
         return []
 
     def opened(self, run: RunKey, *, started: bool) -> None: ...
+
+    def adopt(self, run: RunKey, placement: Placement) -> None: ...
 
     def closed(self, run: RunKey) -> None: ...
 

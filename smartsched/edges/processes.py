@@ -1,27 +1,46 @@
 """The only module that starts, signals and awaits jobs.
 
-Each run is a session and process group of its own; the family knows whoever it starts besides.
+Each run is a session and process group of its own, led by a wrapper that leaves a record of how its
+command ended, for whoever dispatches then; the family knows whoever the run starts besides. Runs of
+an earlier dispatcher are adopted: no children of ours, they are watched through pidfds.
 """
 
 import errno
 import os
+import re
 import select
+import shutil
 import signal
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from smartsched.core.actions import Launch
-from smartsched.core.events import RunCleared, RunExited, RunLaunched, RunPostponed
+from smartsched.core.events import (
+    Event,
+    RunCleared,
+    RunExited,
+    RunLaunched,
+    RunPostponed,
+    RunRevoked,
+)
 from smartsched.core.model import (
     Ending,
     Exited,
-    JobId,
     Killed,
+    Lingering,
+    Lost,
     NotStarted,
+    Placement,
+    ProcessId,
+    Run,
     RunKey,
+    Running,
     Shell,
+    Starting,
+    Stopping,
     Timestamp,
 )
 from smartsched.core.tag import tag_of, variables_of
@@ -29,10 +48,22 @@ from smartsched.ports import FdWatcher
 
 Postponed = TypeVar("Postponed", RunPostponed, RunExited)
 
+# What the wrapper exits with when it cannot make its record; nothing was started then.
+NO_RECORD = 125
+_IS_NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 # Linux's MAX_ARG_STRLEN: the most that fits into one argument, its final NUL included.
 LONGEST_ARGUMENT_BYTES = 128 * 1024
 # Where no signal tells of the end of what a run left behind, how often to look.
 _LOOK_AT_LEFTOVERS_SECONDS = 0.1
+# Where the kernel has no pidfds (before Linux 5.3), how often to look at adopted runs.
+_LOOK_AT_ADOPTED_SECONDS = 0.2
+# How long a wrapper that has made its record may take to write its pid there.
+_ABOUT_TO_SAY_SECONDS = 2.0
+# Signals that end a process; shells report 128 + the number.
+_ENDING_SIGNALS = frozenset(range(1, 32)) - {
+    signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+    signal.SIGURG, signal.SIGWINCH,
+}  # fmt: skip
 _MOST_ROUNDS_OF_KILLING = 10
 _CLOSING_ROUNDS = 30
 _WANTING = {
@@ -52,6 +83,10 @@ class Output(Protocol):
         ...
 
     def opened(self, run: RunKey, *, started: bool) -> None: ...
+    def adopt(self, run: RunKey, placement: Placement) -> None:
+        """The run goes on to write where an earlier dispatcher had it write."""
+        ...
+
     def closed(self, run: RunKey) -> None:
         """The last process of the run is gone."""
         ...
@@ -59,11 +94,23 @@ class Output(Protocol):
     def path(self, run: RunKey) -> str | None: ...
 
 
-class Scripts(Protocol):
-    """Where commands go that are too long for an argument."""
+class AttemptRecord(Protocol):
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def status(self) -> int | None: ...
+    @property
+    def changed_at(self) -> float: ...
 
-    def write(self, job: JobId, command: bytes) -> str: ...
-    def remove(self, job: JobId) -> None: ...
+
+class Attempts(Protocol):
+    """What runs leave behind for whoever dispatches later."""
+
+    def prepare(self, run: RunKey, script: bytes | None) -> str | None: ...
+    def record_path(self, run: RunKey) -> str: ...
+    def read(self, run: RunKey) -> AttemptRecord | None: ...
+    def revoke(self, run: RunKey) -> bool: ...
+    def remove(self, run: RunKey) -> None: ...
 
 
 class Family(Protocol):
@@ -72,14 +119,25 @@ class Family(Protocol):
     def may_have_left(self, shell: Shell, shells: Collection[Shell]) -> bool: ...
     def members(self, shell: Shell, shells: Collection[Shell]) -> list[Any]: ...
     def everybody(self) -> list[Any]: ...
+    def look_everywhere(self) -> None:
+        """Runs may have processes that do not descend from this one."""
+        ...
+
+    def identify(self, pid: int) -> ProcessId: ...
+    def lives(self, process: ProcessId) -> bool: ...
+    def carries(self, pid: int, tag: str) -> bool: ...
 
 
 @dataclass(slots=True)
 class _Leader:
     run: RunKey
     shell: Shell
-    has_script: bool
+    process: ProcessId
+    adopted: bool = False
+    pidfd: int | None = None  # None: it is our child, or there is no such thing here
+    may_be_killed: bool = False  # by us: then there is no record of its end
     ending: Ending | None = None  # None: its shell lives
+    ended_at: Timestamp | None = None  # None: just now
 
 
 class Processes:
@@ -93,19 +151,29 @@ class Processes:
         environment: Mapping[bytes, bytes],
         run_name: str,
         output: Output,
-        scripts: Scripts,
+        attempts: Attempts,
         family: Family,
+        wrapper: str,
+        on_other_end: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """`wrapper`: shell text that runs a command and keeps its record. `on_other_end`: told of
+        every child that ended and was no run's."""
+        self._fds = fds
+        self._wrapper = [*_wrapped(wrapper, environment), "smartsched"]
+        self._umask = _umask()
+        self._on_other_end = on_other_end
+        self._here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._shell = shell
         self._environment = dict(environment)
         self._run_name = run_name
         self._output = output
-        self._scripts = scripts
+        self._attempts = attempts
         self._family = family
         self._leaders: dict[RunKey, _Leader] = {}
         self._by_pid: dict[int, _Leader] = {}
         self._ended: list[_Leader] = []
         self._lingering: dict[RunKey, _Leader] = {}
+        self._unwatched: list[_Leader] = []  # adopted, and no pidfd tells of their end
         self._look_at: Timestamp = float("inf")
         fds.on_signal(signal.SIGCHLD, self._reap)
 
@@ -114,41 +182,125 @@ class Processes:
         try:
             pid = self._spawn(launch)
         except _NotReadyError as error:
-            return self._not_started(launch, RunPostponed(now, run, str(error)))
+            return self._not_started(run, RunPostponed(now, run, str(error)))
+        except _BegunBeforeError:
+            why = "this attempt has begun before, though the journal does not know it"
+            return RunExited(now, run, NotStarted(why), leftovers=0)
         except OSError as error:
             why = _why(error)
             if error.errno in _WANTING:
-                return self._not_started(launch, RunPostponed(now, run, why))
-            return self._not_started(launch, RunExited(now, run, NotStarted(why), leftovers=0))
+                return self._not_started(run, RunPostponed(now, run, why))
+            return self._not_started(run, RunExited(now, run, NotStarted(why), leftovers=0))
         self._output.opened(run, started=True)
-        shell = Shell(pid, tag_of(self._run_name, run))
-        leader = _Leader(run, shell, _needs_script(launch))
-        self._leaders[run] = self._by_pid[pid] = leader
-        return RunLaunched(now, run, pid, self._output.path(run))
+        leader = self._lead(run, self._family.identify(pid))
+        self._by_pid[pid] = leader
+        return RunLaunched(now, run, leader.process, self._output.path(run))
 
-    def _not_started(self, launch: Launch, event: Postponed) -> Postponed:
-        self._output.opened(launch.run, started=False)
-        if _needs_script(launch):
-            self._scripts.remove(launch.run.job)
+    def _lead(self, run: RunKey, process: ProcessId) -> _Leader:
+        shell = Shell(process.pid, tag_of(self._run_name, run))
+        leader = self._leaders[run] = _Leader(run, shell, process)
+        return leader
+
+    def _not_started(self, run: RunKey, event: Postponed) -> Postponed:
+        self._output.opened(run, started=False)
+        self._attempts.remove(run)
         return event
+
+    def adopt(
+        self, run: Run, now: Timestamp
+    ) -> RunLaunched | RunRevoked | RunExited | RunCleared | None:
+        self._family.look_everywhere()
+        self._output.adopt(run.key, run.status.placement)
+        match run.status:
+            case Starting():
+                return self._adopt_starting(run.key, now)
+            case Running(process=process):
+                self._watch(self._lead(run.key, process))
+            case Stopping(process=process, killed_at=killed_at):
+                leader = self._lead(run.key, process)
+                leader.may_be_killed = killed_at is not None
+                self._watch(leader)
+            case Lingering():
+                # its shell has ended: only its session and its tag still tell who belongs to it
+                leader = self._lead(run.key, ProcessId(0, 0, ""))
+                leader.adopted, leader.ending = True, Lost()
+                self._lingering[run.key] = leader
+                self._look_at = float("-inf")
+        return None
+
+    def _adopt_starting(self, run: RunKey, now: Timestamp) -> RunLaunched | RunRevoked:
+        """The last dispatcher died around its launch: the attempt itself knows whether it began."""
+        if self._attempts.revoke(run):
+            self._output.closed(run)
+            return RunRevoked(now, run)
+        deadline = time.monotonic() + _ABOUT_TO_SAY_SECONDS
+        while (record := self._attempts.read(run)) is None or record.pid is None:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        pid = record.pid if record is not None else None
+        process = ProcessId(pid or 0, 0, "")
+        if pid is not None and self._family.carries(pid, tag_of(self._run_name, run)):
+            process = self._family.identify(pid)
+        self._watch(self._lead(run, process))
+        return RunLaunched(now, run, process, self._output.path(run))
+
+    def _watch(self, leader: _Leader) -> None:
+        """Be told of the end of a shell that is no child of ours."""
+        leader.adopted = True
+        try:
+            leader.pidfd = os.pidfd_open(leader.process.pid)
+        except (OSError, AttributeError, ValueError, OverflowError):
+            leader.pidfd = None
+        if not self._family.lives(leader.process):  # or it was somebody else whom we opened
+            self._on_adopted_end(leader)
+        elif leader.pidfd is not None:
+            self._fds.watch(leader.pidfd, lambda: self._on_adopted_end(leader))
+        else:
+            self._unwatched.append(leader)
+            self._look_at = float("-inf")
+
+    def _on_adopted_end(self, leader: _Leader) -> None:
+        if leader.pidfd is not None:
+            self._fds.forget(leader.pidfd)
+            os.close(leader.pidfd)
+            leader.pidfd = None
+        record = self._attempts.read(leader.run)
+        if record is not None and record.status is not None:
+            leader.ending = _as_shells_say(record.status)
+            leader.ended_at = record.changed_at
+        else:
+            leader.ending = Killed(signal.SIGKILL) if leader.may_be_killed else Lost()
+        self._ended.append(leader)
+
+    def written(self, events: Sequence[Event]) -> None:
+        """Only now is an attempt's record of no more use."""
+        for event in events:
+            match event:
+                case RunExited(leftovers=0) | RunCleared() | RunRevoked():
+                    self._attempts.remove(event.run)
+                case _:
+                    pass
 
     def terminate(self, run: RunKey) -> None:
         """SIGTERM; and SIGCONT, since a stopped process would not notice."""
         leader = self._leaders[run]
         for signum in (signal.SIGTERM, signal.SIGCONT):
             if leader.ending is None:
-                _signal_group(leader.shell.pid, signum)
+                self._signal_leader(leader, signum)
             for process in self._members(leader):
-                if leader.ending is not None or _group_of(process) != leader.shell.pid:
+                in_group = _group_of(process) == leader.shell.pid and not leader.adopted
+                if leader.ending is not None or not in_group:
                     _send(process, signum)
 
     def kill(self, run: RunKey) -> None:
         """SIGKILL, until nobody new appears: a process may be starting others meanwhile."""
         leader = self._leaders[run]
+        leader.may_be_killed = True
         killed: set[int] = set()
         for _ in range(_MOST_ROUNDS_OF_KILLING):
             if leader.ending is None:
-                _signal_group(leader.shell.pid, signal.SIGKILL)
+                self._signal_leader(leader, signal.SIGKILL)
             members = [p for p in self._members(leader) if p.pid not in killed]
             for process in members:
                 _send(process, signal.SIGKILL)
@@ -156,29 +308,47 @@ class Processes:
             if not members:
                 break
 
-    def take(self, now: Timestamp) -> list[RunExited | RunCleared]:
-        events: list[RunExited | RunCleared] = []
+    def take(self, now: Timestamp) -> list[RunExited | RunCleared | RunPostponed]:
+        events: list[RunExited | RunCleared | RunPostponed] = []
+        if now >= self._look_at:
+            self._look_at_unwatched()
         ended, self._ended = self._ended, []
-        for leader in ended:
-            assert leader.ending is not None
-            leftovers = self._count_leftovers(leader)
-            events.append(RunExited(now, leader.run, leader.ending, leftovers))
-            if leftovers:
-                self._lingering[leader.run] = leader
-            else:
-                self._forget(leader)
+        events.extend([self._end_of(leader, now) for leader in ended])
         if now >= self._look_at:
             events.extend(self._look_at_lingering(now))
             self._look_at = float("inf")
         if self._lingering:
             self._look_at = min(self._look_at, now + _LOOK_AT_LEFTOVERS_SECONDS)
+        if self._unwatched:
+            self._look_at = min(self._look_at, now + _LOOK_AT_ADOPTED_SECONDS)
         return events
+
+    def _end_of(self, leader: _Leader, now: Timestamp) -> RunExited | RunPostponed:
+        assert leader.ending is not None
+        record = self._attempts.read(leader.run) if leader.ending == Exited(NO_RECORD) else None
+        if leader.ending == Exited(NO_RECORD) and (record is None or record.pid is None):
+            self._forget(leader)
+            self._attempts.remove(leader.run)
+            return RunPostponed(now, leader.run, "no room for a record of how it ends")
+        leftovers = self._count_leftovers(leader)
+        if leftovers:
+            self._lingering[leader.run] = leader
+        else:
+            self._forget(leader)
+        ended_at = now if leader.ended_at is None else min(leader.ended_at, now)
+        return RunExited(ended_at, leader.run, leader.ending, leftovers)
+
+    def _look_at_unwatched(self) -> None:
+        for leader in list(self._unwatched):
+            if not self._family.lives(leader.process):
+                self._unwatched.remove(leader)
+                self._on_adopted_end(leader)
 
     def wake_at(self) -> Timestamp:
         return self._look_at
 
     def close(self) -> None:
-        """Leave nobody behind, whatever brought us here. Runs are gone by now but for mishaps."""
+        """Leave nobody behind. Runs are gone by now but for mishaps."""
         for run in self._leaders:
             self.terminate(run)
         for process in self._family.everybody():
@@ -196,27 +366,49 @@ class Processes:
         return self._family.members(leader.shell, self._shells())
 
     def _shells(self) -> list[Shell]:
-        return [leader.shell for leader in self._leaders.values()]
+        return [
+            leader.shell._replace(is_known=self._family.lives(leader.process))
+            if leader.adopted
+            else leader.shell
+            for leader in self._leaders.values()
+        ]
 
     def _spawn(self, launch: Launch) -> int:
-        """Raises _NotReadyError for what has nothing to do with the command, else OSError."""
-        command = launch.spec.command.encode("utf-8", "surrogateescape")
-        argv: list[str | bytes] = [self._shell, "-c", command]
+        """Raises _NotReadyError for what has nothing to do with the command, _BegunBeforeError for
+        what must not be launched again, else OSError."""
+        run, spec = launch.run, launch.spec
+        command = spec.command.encode("utf-8", "surrogateescape")
+        is_long = len(command) >= LONGEST_ARGUMENT_BYTES
+        if not os.access(self._shell, os.X_OK):
+            raise OSError(errno.ENOENT, "it cannot be executed", self._shell)
         try:
-            if _needs_script(launch):
-                argv = [self._shell, self._scripts.write(launch.run.job, command)]
-            output = self._output.open(launch.run, launch)
+            script = self._attempts.prepare(run, command if is_long else None)
+        except FileExistsError as error:
+            raise _BegunBeforeError from error
         except OSError as error:
             raise _NotReadyError(_why(error)) from error
-        return os.posix_spawn(
-            self._shell,
-            argv,
-            self._environment | self._variables(launch),
-            file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *output],
-            setsid=True,
-            setsigmask=[],
-            setsigdef=_RESET_SIGNALS,
-        )
+        try:
+            output = self._output.open(run, launch)
+        except OSError as error:
+            raise _NotReadyError(_why(error)) from error
+        what = [script] if script is not None else ["-c", command]
+        record = self._attempts.record_path(run)
+        argv = [*self._wrapper, record, self._umask, self._shell, *what]
+        if spec.directory:
+            os.chdir(spec.directory)
+        try:
+            return os.posix_spawn(
+                self._wrapper[0],
+                argv,
+                self._environment | self._variables(launch),
+                file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *output],
+                setsid=True,
+                setsigmask=[],
+                setsigdef=_RESET_SIGNALS,
+            )
+        finally:
+            if spec.directory:
+                os.fchdir(self._here)
 
     def _variables(self, launch: Launch) -> dict[bytes, bytes]:
         gpus = launch.placement.gpus
@@ -244,11 +436,13 @@ class Processes:
             if leader := self._by_pid.pop(pid, None):
                 leader.ending = _ending(status)
                 self._ended.append(leader)
-            elif self._lingering:
-                self._look_at = float("-inf")
+            else:
+                self._on_other_end(pid)
+                if self._lingering:
+                    self._look_at = float("-inf")
 
     def _count_leftovers(self, leader: _Leader) -> int:
-        if not self._family.may_have_left(leader.shell, self._shells()):
+        if not leader.adopted and not self._family.may_have_left(leader.shell, self._shells()):
             return 0
         return len(self._members(leader))
 
@@ -262,16 +456,43 @@ class Processes:
     def _forget(self, leader: _Leader) -> None:
         del self._leaders[leader.run]
         self._output.closed(leader.run)
-        if leader.has_script:
-            self._scripts.remove(leader.run.job)
+
+    def _signal_leader(self, leader: _Leader, signum: int) -> None:
+        """And its group, while the leader is not reaped: until then nobody else can have its
+        number. Of an adopted one that is not known, and its members are signalled one by one."""
+        if not leader.adopted:
+            _signal_group(leader.shell.pid, signum)
+        elif leader.pidfd is not None:
+            with suppress(OSError):
+                signal.pidfd_send_signal(leader.pidfd, signum)
+        elif self._family.lives(leader.process):
+            with suppress(OSError):
+                os.kill(leader.process.pid, signum)
 
 
 class _NotReadyError(Exception):
-    """A log or a script cannot be written; that may be mended while the command waits."""
+    """A log or a record cannot be made; that may be mended while the command waits."""
 
 
-def _needs_script(launch: Launch) -> bool:
-    return len(launch.spec.command.encode("utf-8", "surrogateescape")) >= LONGEST_ARGUMENT_BYTES
+class _BegunBeforeError(Exception):
+    """There is a record of this attempt."""
+
+
+def _umask() -> str:
+    """Ours, which the jobs inherit, in octal digits."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return f"{mask:03o}"
+
+
+def _wrapped(wrapper: str, environment: Mapping[bytes, bytes]) -> list[str]:
+    """What runs the wrapper. dash drops variables that are no names, such as those in which bash
+    hands on functions (`module` of HPC boxes); bash -p hands them on, and reads no BASH_ENV. Where
+    SHELLOPTS is exported, it would hand on its -p as well."""
+    bash = None
+    if not all(_IS_NAME.fullmatch(name) for name in environment):
+        bash = shutil.which("bash")
+    return ["/bin/sh", "-c", wrapper] if bash is None else [bash, "-p", "-c", f"set +p; {wrapper}"]
 
 
 def _why(error: OSError) -> str:
@@ -282,7 +503,12 @@ def _why(error: OSError) -> str:
 def _ending(status: int) -> Ending:
     if os.WIFSIGNALED(status):
         return Killed(os.WTERMSIG(status))
-    return Exited(os.WEXITSTATUS(status))
+    return _as_shells_say(os.WEXITSTATUS(status))
+
+
+def _as_shells_say(status: int) -> Ending:
+    """128 + the signal that ended it. A command that itself exits so means the same by it."""
+    return Killed(status - 128) if status - 128 in _ENDING_SIGNALS else Exited(status)
 
 
 def _signal_group(leader_pid: int, signum: int) -> None:

@@ -25,6 +25,8 @@ from smartsched.core.model import (
 from smartsched.errors import BadSnapshotError
 from smartsched.ports import FdWatcher
 
+# Without a word about the driver: somebody killed it, and the next one may do better.
+ENDED = "the sampler process ended unexpectedly"
 _READ_BYTES = 1 << 16
 _LONGEST_LINE_BYTES = 16 << 20
 _STDERR_KEPT_BYTES = 4096
@@ -225,7 +227,7 @@ class Sampler:
             self._read_errors()
             last_words = child.errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
             last_words = last_words.removeprefix("smartsched: ")
-            why = last_words or "the sampler process ended unexpectedly"
+            why = last_words or ENDED
             self._observations.append(SamplerTrouble(self._host, why))
         self._let_go(child)
         self._child = None

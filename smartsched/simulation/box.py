@@ -1,25 +1,34 @@
 """A whole box in virtual time behind the loop's ports: days pass in moments, nothing real is
 touched.
 
-It keeps its own account of who runs where, so that it can tell when a run is launched twice.
+It keeps its own account of who runs where, so that it can tell when a run is launched twice. What
+would be on disk is kept too: a dispatcher may die at any moment (`die_at`), and another one go on.
+
+`box.clock.time` is the box's own time, by which all in it happens. What dispatchers see is the wall
+clock, which may be set between two of them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from smartsched.core.actions import Launch
+from smartsched.core.actions import Launch, Tell
+from smartsched.core.apply import replay
 from smartsched.core.decide import Decision
 from smartsched.core.events import (
     DrainRequested,
     Event,
+    InputRead,
+    RunBegan,
     RunCleared,
     RunExited,
     RunLaunched,
+    RunPlaced,
     RunPostponed,
+    RunResumed,
+    RunRevoked,
     StopRequested,
 )
 from smartsched.core.model import (
-    BadLine,
     Ending,
     Exited,
     GpuKey,
@@ -30,15 +39,24 @@ from smartsched.core.model import (
     HostName,
     JobSpec,
     Killed,
+    Lingering,
+    Lost,
     Observation,
+    Position,
+    ProcessId,
+    Run,
     RunKey,
     SamplerTrouble,
     Snapshot,
+    Starting,
+    Stopping,
     Timestamp,
 )
 from smartsched.core.policy import Policy
+from smartsched.core.records import decode_line, encode
 from smartsched.core.state import State
 from smartsched.loop import Loop, World
+from smartsched.ports import Arrived
 from smartsched.simulation.colleagues import GIB, Visit, pretend_uuid, process_of
 
 HOST = HostName("box")
@@ -47,12 +65,17 @@ _LOOK_TAKES_SECONDS = 0.001
 _FOREVER = float("inf")
 
 
+class DispatcherDied(BaseException):  # what happens to it, not an error of its own
+    """As by kill -9: nothing is tidied up."""
+
+
 @dataclass(slots=True)
 class VirtualClock:
     time: float = 1_000_000.0
+    ahead_seconds: float = 0.0  # how far the wall clock is; to be set while no dispatcher lives
 
     def now(self) -> Timestamp:
-        return self.time
+        return self.time + self.ahead_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +88,7 @@ class PretendJob:
     memory_lingers_seconds: float = 0.0  # after its last process
     leaves_behind_seconds: float = 0.0  # how long something in the background outlives the shell
     ignores_sigterm: bool = False
+    ending_when_asked: Ending = Killed(_SIGTERM)  # Exited(0): it saves its state
     seen_by_driver: bool = True  # False: as in a container, its pid means nothing
 
 
@@ -76,11 +100,22 @@ class LivingRun:
     shell_ends_at: Timestamp
     last_ends_at: Timestamp
     ending: Ending
-    exit_told: bool = False
+    has_ended: bool = False  # its shell
+    exit_told: bool = False  # to the present dispatcher
+    is_adopted: bool = False  # no child of the present dispatcher: how it ends only the record says
+    was_killed: bool = False  # its wrapper as well: no record of its end
 
     @property
     def gpu_index(self) -> int:
         return int(self.launch.placement.gpus[0].label)
+
+
+@dataclass(slots=True)
+class AttemptRecord:
+    """What an attempt itself leaves on disk."""
+
+    pid: int
+    end: tuple[Timestamp, Ending] | None = None  # None: no more than that it began
 
 
 @dataclass(slots=True)
@@ -99,31 +134,107 @@ class PretendBox:
         default_factory=list
     )
     start_fails: Callable[[str], str | None] = lambda _: None
+    broken: dict[int, PretendJob] = field(default_factory=dict)  # GPUs where all commands do this
     living: dict[RunKey, LivingRun] = field(default_factory=dict)
+    # What is on disk: the journal, and of attempts what the journal does not know yet.
+    journal: list[bytes] = field(default_factory=list)
+    records: dict[RunKey, AttemptRecord] = field(default_factory=dict)
+    revoked: set[RunKey] = field(default_factory=set)
+    disk_is_full: list[tuple[Timestamp, Timestamp]] = field(default_factory=list)
+    told: list[Tell] = field(default_factory=list)
+    # At which of its moments the dispatcher dies: before and after each record that it writes, and
+    # before and after each thing that it does.
+    die_at: int | None = None
+    dies_when: Callable[[], bool] | None = None
+    moments: int = 0
+    dispatchers: int = 0
+    launched_by_others: int = 0  # how many runs, before the present dispatcher
+    began_at: Timestamp | None = None
+    last_pid: int = 1000
     lingering_memory: list[tuple[Timestamp, int, int]] = field(default_factory=list)
     launched: list[tuple[Timestamp, RunKey, str, int]] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    placed: set[RunKey] = field(default_factory=set)  # by the journal
+    begun: set[RunKey] = field(default_factory=set)
+    # How attempts ended that could still say so, whether or not anybody knows.
+    ended: dict[RunKey, tuple[Timestamp, Ending]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)  # as the present dispatcher knows them
     observers: list[Callable[[State, Timestamp], None]] = field(default_factory=list)
 
     def run(self, policy: Policy, seconds: float = 1e7) -> Loop:
         """Until all is over, or so much time has passed."""
-        loop = Loop(self.world(), policy)
+        began = RunBegan(self.clock.now(), policy.run_name, HOST, "/", ("list",), None, "{}")
+        self.append(began)
+        self.events = [began]
+        loop = Loop(self.world(None), policy, replay(policy, [began]))
+        return self._go_on(loop, seconds)
+
+    def resume(self, policy: Policy, seconds: float = 1e7, *, adopt: bool = True) -> Loop:
+        """What another dispatcher makes of it."""
+        self.events = [decode_line(line[:-1], n) for n, line in enumerate(self.journal, start=1)]
+        state = replay(policy, self.events)
+        loop = Loop(self.world(state.read_to), policy, state)
+        loop.resume(RunResumed(self.clock.now(), HOST, "{}"), None, adopt=adopt)
+        return self._go_on(loop, seconds)
+
+    def pass_time(self, seconds: float) -> None:
+        """While no dispatcher lives."""
+        self.clock.time += seconds
+        self.let_end()
+
+    def reboot(self) -> None:
+        """The machine loses power: whatever still ran is gone, and left no record of its end."""
+        self.let_end()
+        self.living.clear()
+        self.lingering_memory.clear()
+
+    def let_end(self) -> None:
+        """Shells whose time has come end, watched or not, and their wrappers say how."""
+        for key, run in self.living.items():
+            if not run.has_ended and run.shell_ends_at <= self.clock.time:
+                run.has_ended = True
+                if not run.was_killed:
+                    self.ended[key] = (run.shell_ends_at, run.ending)
+                    at = run.shell_ends_at + self.clock.ahead_seconds
+                    self.records[key].end = (at, run.ending)
+
+    def append(self, event: Event) -> None:
+        self.journal.append(encode(event, len(self.journal) + 1))
+        if isinstance(event, RunPlaced):
+            self.placed.add(event.run)
+
+    def has_no_room(self) -> bool:
+        return any(begin <= self.clock.time < end for begin, end in self.disk_is_full)
+
+    def moment(self) -> None:
+        """One at which a dispatcher may die."""
+        self.moments += 1
+        if self.moments == self.die_at or (self.dies_when is not None and self.dies_when()):
+            raise DispatcherDied
+
+    def _go_on(self, loop: Loop, seconds: float) -> Loop:
         deadline = self.clock.time + seconds
         waiter = _Waiter(self)
         while not (decision := loop.tick()).over and self.clock.time < deadline:
             waiter.wait(loop.wake_at(decision))
+        if decision.over:
+            loop.close(self.clock.now())
         return loop
 
-    def world(self) -> World:
-        gpus = _Gpus(self, self.clock.time)
-        arrivals = [(self.clock.time + at, command) for at, command in self.commands]
+    def world(self, read_to: Position | None) -> World:
+        self.dispatchers += 1
+        self.launched_by_others = len(self.launched)
+        gpus = _Gpus(self, self.clock.now())
+        self.began_at = self.clock.time if self.began_at is None else self.began_at
+        arrivals = [(self.began_at + at, command) for at, command in self.commands]
         return World(
             self.clock,
             _Waiter(self),
             gpus,
             _Launcher(self),
-            _Intake(self, arrivals),
+            _Intake(self, arrivals, 0 if read_to is None else read_to.line),
             _Requests(self),
+            _Journal(self),
+            _Teller(self),
             _Recorder(self),
         )
 
@@ -181,12 +292,12 @@ class _Waiter:
     def wait(self, until: Timestamp) -> None:
         """Time passes to what happens first. Nobody's clock ever stands still."""
         clock = self.box.clock
-        clock.time = max(clock.time, min(until, self._next_happening()))
+        clock.time = max(clock.time, min(until - clock.ahead_seconds, self._next_happening()))
 
     def _next_happening(self) -> Timestamp:
         times = [at for at, _ in self.box.requests]
         times += [
-            run.last_ends_at if run.exit_told else run.shell_ends_at
+            run.last_ends_at if run.has_ended else run.shell_ends_at
             for run in self.box.living.values()
         ]
         return min(times, default=_FOREVER)
@@ -202,7 +313,7 @@ class _Gpus:
         whole = now >= self.due
         if whole:
             self.due = now + self.box.interval_seconds
-        if any(begin <= now < end for begin, end in self.box.driver_hangs):
+        if any(begin <= self.box.clock.time < end for begin, end in self.box.driver_hangs):
             self.looks = {uuid: max(at, self.due) for uuid, at in self.looks.items()}
             return [SamplerTrouble(HOST, "the driver has not answered")] if whole else []
         looks = [uuid for uuid, at in self.looks.items() if at <= now]
@@ -223,76 +334,190 @@ class _Gpus:
 @dataclass(slots=True)
 class _Launcher:
     box: PretendBox
-    next_pid: int = 1000
+    leaders: set[RunKey] = field(default_factory=set)  # whom it looks after
+    may_be_killed: set[RunKey] = field(default_factory=set)
+    gone: list[RunExited | RunCleared] = field(default_factory=list)  # while nobody watched
 
     def launch(self, launch: Launch, now: Timestamp) -> RunLaunched | RunPostponed | RunExited:
-        box, command = self.box, launch.spec.command
-        if why := box.start_fails(command):
-            return RunPostponed(now, launch.run, why)
-        assert launch.run not in {run for _, run, _, _ in box.launched[-1000:]}, "launched twice"
-        self.next_pid += 1
-        job = box.jobs(command)
-        ends = now + job.seconds
-        run = LivingRun(
-            launch, job, self.next_pid, ends, ends + job.leaves_behind_seconds, job.ending
-        )
-        box.launched.append((now, launch.run, command, run.gpu_index))
-        box.living[launch.run] = run
-        return RunLaunched(now, launch.run, self.next_pid, None)
+        box, key = self.box, launch.run
+        if why := box.start_fails(launch.spec.command):
+            return RunPostponed(now, key, why)
+        if box.has_no_room():
+            return RunPostponed(now, key, "No space left on device")
+        assert key in box.placed, "launched though its start is not on record"
+        assert key not in box.begun, "launched twice"
+        assert key not in box.revoked, "launched though revoked"
+        box.moment()
+        run = self._begin(launch)
+        box.moment()
+        self.leaders.add(key)
+        return RunLaunched(now, key, ProcessId(run.pid, int(now), "boot"), None)
+
+    def _begin(self, launch: Launch) -> LivingRun:
+        box, key, command = self.box, launch.run, launch.spec.command
+        box.last_pid += 1
+        index = int(launch.placement.gpus[0].label)
+        job = box.broken[index] if index in box.broken else box.jobs(command)
+        ends = box.clock.time + job.seconds
+        last_ends = ends + job.leaves_behind_seconds
+        run = LivingRun(launch, job, box.last_pid, ends, last_ends, job.ending)
+        box.launched.append((box.clock.time, key, command, index))
+        box.begun.add(key)
+        box.living[key] = run
+        box.records[key] = AttemptRecord(run.pid)
+        return run
+
+    def adopt(
+        self, run: Run, now: Timestamp
+    ) -> RunLaunched | RunRevoked | RunExited | RunCleared | None:
+        box, key = self.box, run.key
+        match run.status:
+            case Starting():
+                if key not in box.records:
+                    box.revoked.add(key)
+                    return RunRevoked(now, key)
+                self._look_after(key, now)
+                return RunLaunched(now, key, ProcessId(box.records[key].pid, 0, "boot"), None)
+            case Lingering():
+                self.leaders.add(key)
+                if key not in box.living:
+                    self.gone.append(RunCleared(now, key))
+            case Stopping(killed_at=float()):
+                self.may_be_killed.add(key)
+                self._look_after(key, now)
+            case _:
+                self._look_after(key, now)
+        return None
+
+    def _look_after(self, key: RunKey, now: Timestamp) -> None:
+        self.leaders.add(key)
+        if key in self.box.living:
+            run = self.box.living[key]
+            run.is_adopted, run.exit_told = True, False
+        else:
+            at, ending = self._end_by_record(key, now)
+            self.gone.append(RunExited(at, key, ending, leftovers=0))
+
+    def _end_by_record(self, key: RunKey, now: Timestamp) -> tuple[Timestamp, Ending]:
+        record = self.box.records.get(key)
+        if record is not None and record.end is not None:
+            at, ending = record.end
+            return min(at, now), ending
+        return now, Killed(_SIGKILL) if key in self.may_be_killed else Lost()
 
     def terminate(self, run: RunKey) -> None:
-        if not self.box.living[run].job.ignores_sigterm:
+        assert run in self.leaders
+        self.box.moment()
+        if run in self.box.living and not self.box.living[run].job.ignores_sigterm:
             self._end(run, _SIGTERM)
+        self.box.moment()
 
     def kill(self, run: RunKey) -> None:
-        self._end(run, _SIGKILL)
+        assert run in self.leaders
+        self.may_be_killed.add(run)
+        self.box.moment()
+        if run in self.box.living:
+            self._end(run, _SIGKILL)
+        self.box.moment()
 
     def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared]:
-        told: list[RunExited | RunCleared] = []
-        for key, run in list(self.box.living.items()):
-            if not run.exit_told and run.shell_ends_at <= now:
+        box = self.box
+        box.let_end()
+        told, self.gone = self.gone, []
+        for key, run in list(box.living.items()):
+            lives_on = run.last_ends_at > box.clock.time
+            if run.has_ended and not run.exit_told and key in self.leaders:
                 run.exit_told = True
-                lives_on = run.last_ends_at > now
-                told.append(RunExited(now, key, run.ending, leftovers=int(lives_on)))
-                if not lives_on:
-                    self._bury(key, run)
-            elif run.exit_told and run.last_ends_at <= now:
+                at, ending = self._end_by_record(key, now) if run.is_adopted else (now, run.ending)
+                told.append(RunExited(at, key, ending, leftovers=int(lives_on)))
+            elif run.exit_told and not lives_on:
                 told.append(RunCleared(now, key))
+            if run.exit_told and not lives_on:
                 self._bury(key, run)
+        self.leaders -= {event.run for event in told if _is_the_last_of(event)}
         return told
 
+    def written(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, RunExited | RunCleared) and _is_the_last_of(event):
+                self.box.records.pop(event.run, None)
+
     def wake_at(self) -> Timestamp:
-        return _FOREVER
+        return self.box.clock.now() if self.gone else _FOREVER
 
     def _end(self, key: RunKey, signum: int) -> None:
         now, run = self.box.clock.time, self.box.living[key]
         if run.shell_ends_at > now:
-            run.shell_ends_at, run.ending = now, Killed(signum)
+            run.shell_ends_at, run.was_killed = now, signum == _SIGKILL
+            run.ending = Killed(signum) if run.was_killed else run.job.ending_when_asked
         run.last_ends_at = min(run.last_ends_at, now)
 
     def _bury(self, key: RunKey, run: LivingRun) -> None:
         del self.box.living[key]
         if run.job.memory_lingers_seconds:
-            until = self.box.clock.time + run.job.memory_lingers_seconds
+            until = run.last_ends_at + run.job.memory_lingers_seconds
             self.box.lingering_memory.append((until, run.gpu_index, run.job.memory_bytes))
+
+
+def _is_the_last_of(event: RunExited | RunCleared) -> bool:
+    """Whether nothing of the run lives any more."""
+    return isinstance(event, RunCleared) or not event.leftovers
 
 
 @dataclass(slots=True)
 class _Intake:
     box: PretendBox
     arrivals: list[tuple[Timestamp, str]]
+    taken: int
 
-    def take(self, most: int) -> Sequence[JobSpec | BadLine]:
+    def take(self, most: int) -> Sequence[Arrived]:
         now = self.box.clock.time
-        arrived = [command for at, command in self.arrivals if at <= now][:most]
-        self.arrivals = self.arrivals[len(arrived) :]
-        return [JobSpec(command, "list") for command in arrived]
+        arrived: list[Arrived] = []
+        while len(arrived) < most and self._is_there(now):
+            command = self.arrivals[self.taken][1]
+            self.taken += 1
+            arrived.append(Arrived(JobSpec(command, "list"), Position(0, self.taken, self.taken)))
+        return arrived
+
+    def _is_there(self, now: Timestamp) -> bool:
+        return self.taken < len(self.arrivals) and self.arrivals[self.taken][0] <= now
+
+    def finished(self, now: Timestamp) -> Sequence[InputRead]:
+        return []
 
     def has_more(self) -> bool:
         return False
 
     def ended(self) -> bool:
-        return not self.arrivals
+        return self.taken >= len(self.arrivals)
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Journal:
+    box: PretendBox
+
+    def write(self, events: Sequence[Event]) -> str | None:
+        """A crash may cut a batch off behind any of its records: then those before it are true."""
+        box = self.box
+        box.moment()
+        if box.has_no_room():
+            return "cannot write the journal: No space left on device"
+        for event in events:
+            box.append(event)
+            box.moment()
+        return None
+
+
+@dataclass(slots=True)
+class _Teller:
+    box: PretendBox
+
+    def tell(self, what: Tell) -> None:
+        self.box.moment()
+        self.box.told.append(what)
+        self.box.moment()
 
 
 @dataclass(slots=True)
@@ -300,8 +525,9 @@ class _Requests:
     box: PretendBox
 
     def take(self, now: Timestamp) -> Sequence[DrainRequested | StopRequested]:
-        due = [kind for at, kind in self.box.requests if at <= now]
-        self.box.requests = [request for request in self.box.requests if request[0] > now]
+        by_now = self.box.clock.time
+        due = [kind for at, kind in self.box.requests if at <= by_now]
+        self.box.requests = [request for request in self.box.requests if request[0] > by_now]
         return [kind(now, "asked") for kind in due]
 
 

@@ -1,5 +1,6 @@
 """Drives the real program against the stub driver, as a user would."""
 
+import json
 import os
 import shlex
 import signal
@@ -9,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from tests.stub_nvml import TRAIN, StubMachine
 from tests.waiting import PATIENCE_SECONDS, wait_until
@@ -28,12 +32,19 @@ class Done:
 class Session:
     """One invocation that is still going on; its output goes to files."""
 
-    def __init__(self, folder: Path, argv: Sequence[str], env: dict[str, str], stdin: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        argv: Sequence[str],
+        env: dict[str, str],
+        stdin: int,
+        cwd: Path | None = None,
+    ) -> None:
         number = len(list(folder.glob("out-*")))
         self._out, self._err = folder / f"out-{number}", folder / f"err-{number}"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                argv, env=env, stdin=stdin, stdout=out, stderr=err, cwd=folder
+                argv, env=env, stdin=stdin, stdout=out, stderr=err, cwd=cwd or folder
             )
 
     @property
@@ -50,6 +61,16 @@ class Session:
 
     def signal(self, signum: signal.Signals) -> None:
         self.process.send_signal(signum)
+
+    def crash(self) -> None:
+        """As a machine that runs out of memory does it: the dispatcher and its sampler are gone,
+        jobs are not."""
+        ours = _samplers_of(self.process.pid)
+        self.process.kill()
+        self.process.wait()
+        for sampler in ours:
+            with suppress(psutil.Error):
+                sampler.kill()
 
     def end(self) -> Done:
         self.process.wait(PATIENCE_SECONDS)
@@ -69,9 +90,13 @@ class Box:
         self._sessions: list[Session] = []
 
     def start(
-        self, *args: str, stdin: int = subprocess.DEVNULL, env: dict[str, str] | None = None
+        self,
+        *args: str,
+        stdin: int = subprocess.DEVNULL,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> Session:
-        session = Session(self.folder, [*PROGRAM, *args], self.env | (env or {}), stdin)
+        session = Session(self.folder, [*PROGRAM, *args], self.env | (env or {}), stdin, cwd)
         self._sessions.append(session)
         return session
 
@@ -103,6 +128,49 @@ class Box:
     def job_logs(self) -> list[Path]:
         return sorted(self.folder.glob("smartsched-logs/*/*.log"))
 
+    @property
+    def state(self) -> Path:
+        """Below it is all that is remembered of runs."""
+        return Path(self.env["XDG_STATE_HOME"]) / "smartsched"
+
+    def run_folder(self, name: str | None = None) -> Path:
+        """Of that run, or of the only one."""
+        if name is not None:
+            return self.state / "runs" / name
+        [folder] = (self.state / "runs").iterdir()
+        return folder
+
+    def journal(self, name: str | None = None) -> list[dict[str, Any]]:
+        """The whole lines of a run's journal; none as long as there is no run."""
+        try:
+            text = (self.run_folder(name) / "events.jsonl").read_text()
+        except (OSError, ValueError):
+            return []
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def events(self, kind: str, name: str | None = None) -> list[dict[str, Any]]:
+        return [record for record in self.journal(name) if record["event"] == kind]
+
+    def lines(self, name: str) -> list[str]:
+        """Of a file that jobs append to."""
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def processes(self) -> list[int]:
+        """Everybody who was started from here and lives, dispatchers too."""
+        mark = f"NVML_STUB_DIR={self.machine.env['NVML_STUB_DIR']}".encode()
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError):
+                environment = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+                if mark in environment and alive(int(name)):
+                    found.append(int(name))
+        return found
+
+    def is_quiet(self) -> bool:
+        """Nobody is left behind."""
+        return not self.processes()
+
     def close(self) -> None:
         for session in self._sessions:
             if session.process.poll() is None:  # of a test that failed: its jobs go with it
@@ -112,6 +180,24 @@ class Box:
                     session.process.wait(PATIENCE_SECONDS)
                 session.process.kill()
                 session.process.wait()
+        for pid in self.processes():  # jobs whose dispatcher a test has killed
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _samplers_of(pid: int) -> list[psutil.Process]:
+    try:
+        children = psutil.Process(pid).children()
+    except psutil.Error:
+        return []
+    return [child for child in children if _is_sampler(child)]
+
+
+def _is_sampler(process: psutil.Process) -> bool:
+    try:
+        return "sample" in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def alive(pid: int) -> bool:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from smartsched.core.actions import Kill, Launch, Refresh, Terminate
+from smartsched.core.apply import apply
 from smartsched.core.decide import (
     UNKILLABLE_AFTER_SECONDS,
+    WAIT_FOR_ANOTHER_GPU_SECONDS,
     Decision,
     current_verdict,
     decide,
@@ -30,9 +32,9 @@ from smartsched.core.events import (
     WaitTimedOut,
 )
 from smartsched.core.freeness import Free, Thresholds, Unknown
-from smartsched.core.model import GpuReading, SamplerTrouble
+from smartsched.core.model import Exited, GpuReading, SamplerTrouble
 from smartsched.core.selection import Selection, parse_ids
-from smartsched.core.state import FIRST_POSTPONE_SECONDS, State, apply
+from smartsched.core.state import FIRST_POSTPONE_SECONDS, State
 from tests.builders import (
     HOST,
     T0,
@@ -45,9 +47,11 @@ from tests.builders import (
     accepted,
     decided,
     exited,
+    finished,
     launched,
     launches,
     placed,
+    requeued,
     see,
     unreadable,
     used_by,
@@ -56,10 +60,10 @@ from tests.builders import (
 DRAIN = DrainRequested(T0, "ctrl-c")
 STOP = StopRequested(T0, "ctrl-c")
 RUNNING: list[Event] = [*accepted(1), InputEnded(T0), placed(), launched()]
-LINGERING = [*RUNNING, exited(at=T0 + 10, leftovers=1)]
+LINGERING = [*RUNNING, exited(at=T0 + 10, leftovers=1), finished(at=T0 + 10)]
 ASKED = [*LINGERING, RunStopping(T0 + 10, a_run())]
 KILLED = [*ASKED, RunKilled(T0 + 20, a_run())]
-ENDED = [*RUNNING, exited(at=T0 + 10)]
+ENDED = [*RUNNING, exited(at=T0 + 10), finished(at=T0 + 10)]
 
 
 def running_with(*more: Event, **policy: Any) -> State:
@@ -610,6 +614,188 @@ def test_nothing_starts_for_a_while_after_a_start_was_postponed():
     assert soon.waiting.why == "could not start a command: cannot fork; trying again"
     assert launches(later) == [(1, "0")]
     assert later.events[0].run == a_run(attempt=2)  # type: ignore[union-attr]
+
+
+# --- attempts that take too long
+
+
+def test_a_run_whose_time_is_up_is_asked_to_end():
+    state = running_with(timeout_seconds=60.0)
+
+    early, late = decided(state, 59.9), decided(state, 60)
+
+    assert settled(early)
+    assert early.wake_at == T0 + 60
+    assert late.events == [RunStopping(T0 + 60, a_run(), "timeout")]
+    assert late.actions == [Terminate(a_run())]
+
+
+def test_a_run_whose_time_is_up_has_the_grace_period_and_no_more():
+    overdue = RunStopping(T0 + 60, a_run(), "timeout")
+    state = running_with(overdue, timeout_seconds=60.0, grace_seconds=7.0)
+
+    assert settled(decided(state, 66.9))
+    assert decided(state, 66.9).wake_at == T0 + 67
+    assert decided(state, 67).actions == [Kill(a_run())]
+
+
+def test_without_a_limit_a_run_may_take_for_ever():
+    assert decided(running_with(), 1e6).wake_at == float("inf")
+
+
+def test_a_run_is_stopped_for_the_user_rather_than_for_its_time():
+    state = running_with(STOP, timeout_seconds=60.0)
+
+    assert decided(state, 60).events == [RunStopping(T0 + 60, a_run(), "asked")]
+
+
+def test_a_limit_holds_while_nothing_more_is_started():
+    state = running_with(DRAIN, timeout_seconds=60.0)
+
+    assert decided(state, 60).events == [RunStopping(T0 + 60, a_run(), "timeout")]
+
+
+def test_it_wakes_for_the_first_run_whose_time_is_up():
+    events: list[Event] = [
+        placed(1, 0),
+        launched(1),
+        placed(2, 1, at=T0 + 5),
+        launched(2, at=T0 + 5),
+    ]
+    state = a_state(queued=2, events=events, timeout_seconds=60.0)
+
+    assert decided(state, 10).wake_at == T0 + 60
+
+
+# --- attempts after the first
+
+
+def failed_once(
+    *gpus: GpuReading, queued: int = 1, not_before: float = 0.0, at: float = 0.0, **policy: Any
+) -> State:
+    """The first job failed on GPU 0 at T0, and is to be tried again, not before a while."""
+    events: list[Event] = [
+        placed(),
+        launched(),
+        exited(ending=Exited(1)),
+        GpuReleased(T0, a_key(), a_run()),
+        requeued(not_before=T0 + not_before),
+    ]
+    return a_state(*gpus, queued=queued, events=events, at=T0 + at, **policy)
+
+
+def test_a_job_is_tried_again_on_another_gpu():
+    state = failed_once(a_sample(0), a_sample(1))
+
+    assert launches(decided(state)) == [(1, "1")]
+
+
+def test_a_job_is_tried_again_where_it_failed_if_there_is_no_other_gpu():
+    decision = decided(failed_once(a_sample(0)))
+
+    assert launches(decision) == [(1, "0")]
+    assert decision.events[0].run == a_run(attempt=2)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "other", [unreadable(1), used_by(a_process(gib=50), index=1)], ids=["unreadable", "busy"]
+)
+def test_a_job_does_not_wait_for_a_gpu_that_others_have(other: GpuReading):
+    assert launches(decided(failed_once(a_sample(0), other))) == [(1, "0")]
+
+
+def waits_for_gpu_1(at: float) -> State:
+    state = failed_once(a_sample(0), a_sample(1), queued=2, at=at)
+    apply(state, placed(2, 1))
+    apply(state, launched(2))
+    return state
+
+
+def test_a_job_waits_for_another_gpu_that_a_run_of_ours_holds():
+    decision = decided(waits_for_gpu_1(at=10), 10)
+
+    assert launches(decision) == []
+    assert decision.waiting is not None
+    assert decision.waiting.why == "a command that failed waits for another GPU than it failed on"
+    assert decision.wake_at == T0 + WAIT_FOR_ANOTHER_GPU_SECONDS
+
+
+def test_a_job_does_not_wait_for_another_gpu_for_ever():
+    state = waits_for_gpu_1(at=WAIT_FOR_ANOTHER_GPU_SECONDS)
+
+    assert launches(decided(state, WAIT_FOR_ANOTHER_GPU_SECONDS)) == [(1, "0")]
+
+
+def test_a_job_that_waits_for_another_gpu_blocks_nobody():
+    state = failed_once(a_sample(0), a_sample(1), queued=3)
+    apply(state, placed(2, 1))
+    apply(state, launched(2))
+
+    assert launches(decided(state)) == [(3, "0")]
+
+
+def test_a_job_that_failed_on_every_gpu_is_tried_on_any():
+    state = failed_once(a_sample(0), a_sample(1))
+    second: list[Event] = [
+        placed(gpu=1, attempt=2),
+        launched(attempt=2),
+        exited(attempt=2, ending=Exited(1)),
+        GpuReleased(T0, a_key(1), a_run(attempt=2)),
+        requeued(attempt=2),
+    ]
+    for event in second:
+        apply(state, event)
+
+    assert launches(decided(state)) == [(1, "0")]
+
+
+def test_a_job_is_not_tried_again_before_its_delay():
+    state = failed_once(a_sample(0), a_sample(1), not_before=30.0)
+
+    early = decided(state, 0)
+    see(state, a_snapshot(a_sample(0), a_sample(1), at=T0 + 30))
+
+    assert launches(early) == []
+    assert early.waiting is not None
+    assert early.waiting.why == "commands that failed are tried again later"
+    assert early.wake_at == T0 + 30
+    assert not early.over
+    assert launches(decided(state, 30)) == [(1, "1")]
+
+
+def test_a_job_whose_delay_is_not_over_blocks_nobody():
+    state = failed_once(a_sample(0), a_sample(1), queued=3, not_before=30.0)
+
+    assert launches(decided(state)) == [(2, "0"), (3, "1")]
+
+
+def test_it_is_not_over_while_a_job_waits_for_another_try():
+    state = failed_once(a_sample(0), not_before=30.0)
+    apply(state, InputEnded(T0))
+
+    assert not decided(state).over
+
+
+def test_it_is_not_over_while_a_job_is_not_settled():
+    state = a_state(a_sample(), events=[*RUNNING, exited()])
+
+    assert not decided(state).over
+
+
+def test_asked_to_end_it_does_not_wait_for_another_try():
+    state = failed_once(a_sample(0), not_before=30.0)
+    apply(state, DRAIN)
+
+    decision = decided(state)
+
+    assert decision.over
+    assert decision.wake_at == float("inf")
+
+
+def test_a_job_that_waits_for_another_try_does_not_time_out_the_wait_for_a_first_gpu():
+    state = failed_once(a_sample(0), not_before=90.0, wait_timeout_seconds=60.0)
+
+    assert not any(isinstance(event, WaitTimedOut) for event in decided(state, 61).events)
 
 
 # --- a pure function

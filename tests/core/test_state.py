@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from smartsched.core.apply import apply, replay
 from smartsched.core.events import (
     DrainRequested,
     Event,
@@ -16,6 +17,7 @@ from smartsched.core.events import (
     RunCleared,
     RunKilled,
     RunPostponed,
+    RunRevoked,
     RunStopping,
     StopRequested,
     WaitTimedOut,
@@ -29,6 +31,8 @@ from smartsched.core.model import (
     Killed,
     Lingering,
     NotStarted,
+    Outcome,
+    Placement,
     Running,
     RunStatus,
     SamplerTrouble,
@@ -36,7 +40,7 @@ from smartsched.core.model import (
     Stopping,
 )
 from smartsched.core.selection import Selection, parse_ids
-from smartsched.core.state import FIRST_POSTPONE_SECONDS, Closing, State, apply, replay
+from smartsched.core.state import FIRST_POSTPONE_SECONDS, Closing, State
 from smartsched.errors import IllegalTransitionError
 from tests.builders import (
     GIB,
@@ -45,25 +49,31 @@ from tests.builders import (
     a_key,
     a_placement,
     a_policy,
+    a_process_id,
     a_run,
     a_sample,
     a_snapshot,
     a_spec,
     accepted,
     exited,
+    finished,
     launched,
     placed,
+    requeued,
     see,
     unreadable,
 )
 
 STOPPING = RunStopping(T0 + 5, a_run())
 KILLED = RunKilled(T0 + 6, a_run())
+REVOKED = RunRevoked(T0 + 1, a_run())
 POSTPONED = RunPostponed(T0 + 1, a_run(), "no memory")
 NOT_STARTED = exited(ending=NotStarted("no such shell"))
 EXITED = exited(at=T0 + 10)
 LEFT_BEHIND = exited(at=T0 + 10, leftovers=2)
 CLEARED = RunCleared(T0 + 20, a_run())
+FINISHED = finished(at=T0 + 25)
+REQUEUED = requeued(at=T0 + 25)
 RELEASED = GpuReleased(T0 + 30, a_key(), a_run())
 
 QUEUED = (*accepted(1),)
@@ -76,6 +86,7 @@ LINGERING_ASKED = (*LINGERING, STOPPING)
 LINGERING_KILLED = (*LINGERING_ASKED, KILLED)
 ENDED = (*RUNNING, EXITED)
 FREED = (*ENDED, RELEASED)
+SETTLED = (*FREED, FINISHED)
 
 HISTORIES: dict[str, tuple[Event, ...]] = {
     "nothing": (),
@@ -89,11 +100,13 @@ HISTORIES: dict[str, tuple[Event, ...]] = {
     "lingering, killed": LINGERING_KILLED,
     "ended": ENDED,
     "freed": FREED,
+    "settled": SETTLED,
 }
 STEPS: dict[str, Event] = {
     "placed": placed(),
     "launched": launched(),
     "postponed": POSTPONED,
+    "revoked": REVOKED,
     "not started": NOT_STARTED,
     "stopping": STOPPING,
     "killed": KILLED,
@@ -101,20 +114,26 @@ STEPS: dict[str, Event] = {
     "left behind": LEFT_BEHIND,
     "cleared": CLEARED,
     "released": RELEASED,
+    "finished": FINISHED,
+    "requeued": REQUEUED,
 }
 LEGAL = {
     ("queued", "placed"),
     ("starting", "launched"),
     ("starting", "postponed"),
+    ("starting", "revoked"),
     ("starting", "not started"),
     ("running", "stopping"),
+    ("running", "postponed"),  # what a wrapper says that had no room to exec the shell
     ("running", "exited"),
     ("running", "left behind"),
     ("running", "not started"),  # what a wrapper says that could not exec the shell
     ("being stopped", "killed"),
+    ("being stopped", "postponed"),
     ("being stopped", "exited"),
     ("being stopped", "left behind"),
     ("being stopped", "not started"),
+    ("being killed", "postponed"),
     ("being killed", "exited"),
     ("being killed", "left behind"),
     ("being killed", "not started"),
@@ -124,6 +143,11 @@ LEGAL = {
     ("lingering, asked", "cleared"),
     ("lingering, killed", "cleared"),
     ("ended", "released"),
+    *(
+        (where, step)
+        for where in ("lingering", "lingering, asked", "lingering, killed", "ended", "freed")
+        for step in ("finished", "requeued")
+    ),
 }
 
 
@@ -164,12 +188,11 @@ def test_an_illegal_step_is_loud_and_changes_nothing(where: str, step: str):
     [
         JobAccepted(T0, JobId(1), a_spec()),
         JobAccepted(T0, JobId(4), a_spec()),
-        placed(job=2),
         placed(job=9),
         placed(attempt=2),
         placed(attempt=0),
     ],
-    ids=["a number twice", "a number left out", "out of turn", "unknown", "attempt 2", "attempt 0"],
+    ids=["a number twice", "a number left out", "unknown", "attempt 2", "attempt 0"],
 )
 def test_what_does_not_fit_the_queue_is_loud_and_changes_nothing(event: Event):
     state = after(accepted(2))
@@ -179,6 +202,14 @@ def test_what_does_not_fit_the_queue_is_loud_and_changes_nothing(event: Event):
         apply(state, event)
 
     assert state == before
+
+
+def test_a_job_may_start_before_an_earlier_one_that_has_to_wait():
+    state = after(accepted(3))
+
+    apply(state, placed(job=2))
+
+    assert [job.id for job in state.queue] == [1, 3]
 
 
 def test_a_gpu_is_given_to_one_run_at_a_time():
@@ -201,12 +232,16 @@ def test_a_gpu_is_not_released_on_behalf_of_another_run():
 
 
 def test_each_status_holds_the_facts_of_its_state():
-    where = a_placement()
+    where, process = a_placement(), a_process_id()
 
     assert status_after(*STARTING) == Starting(T0, where)
-    assert status_after(*RUNNING) == Running(T0, where, 77)
-    assert status_after(*BEING_STOPPED) == Stopping(T0 + 5, where, 77, T0, killed_at=None)
-    assert status_after(*BEING_KILLED) == Stopping(T0 + 5, where, 77, T0, T0 + 6)
+    assert status_after(*RUNNING) == Running(T0, where, process, None)
+    assert status_after(*BEING_STOPPED) == Stopping(
+        T0 + 5, where, process, None, T0, "asked", killed_at=None
+    )
+    assert status_after(*BEING_KILLED) == Stopping(
+        T0 + 5, where, process, None, T0, "asked", T0 + 6
+    )
     assert status_after(*LINGERING) == Lingering(T0 + 10, where, asked=False, killed_at=None)
     assert status_after(*LINGERING_ASKED) == Lingering(T0 + 10, where, asked=True, killed_at=None)
     assert status_after(*LINGERING_KILLED) == Lingering(T0 + 10, where, True, T0 + 6)
@@ -230,9 +265,10 @@ def test_a_run_that_never_lived_holds_no_gpu(end: Event):
 
 def test_a_hold_remembers_what_was_unexplained_before_the_run():
     state = after(QUEUED)
-    see(state, a_snapshot(a_sample(used_gib=3)))
+    (gpu,) = a_placement().gpus
+    placement = Placement((replace(gpu, unexplained_bytes=3 * GIB),))
 
-    apply(state, placed())
+    apply(state, replace(placed(), placement=placement))
 
     assert state.holds[a_key()].unexplained_before_bytes == 3 * GIB
     assert state.holds[a_key()].tag == "test/1/1"
@@ -259,15 +295,28 @@ def test_jobs_that_are_postponed_together_keep_their_order():
 
 
 @pytest.mark.parametrize(
-    ("ending", "ok", "failed"),
-    [(Exited(0), 1, 0), (Exited(1), 0, 1), (Killed(9), 0, 1)],
+    ("ending", "outcome", "counts"),
+    [
+        (Exited(0), "ok", (1, 0, 0)),
+        (Exited(1), "failed", (0, 1, 0)),
+        (Killed(9), "failed", (0, 1, 0)),
+        (Killed(15), "stopped", (0, 0, 1)),
+    ],
 )
-def test_a_job_counts_when_it_ends(ending: Exited | Killed, ok: int, failed: int):
+def test_a_job_counts_once_it_is_settled_what_came_of_it(
+    ending: Exited | Killed, outcome: Outcome, counts: tuple[int, int, int]
+):
     state = after([*RUNNING, exited(at=T0 + 60, ending=ending)])
+    before = state.totals.finished
 
-    assert (state.totals.ok, state.totals.failed, state.totals.finished) == (ok, failed, 1)
-    assert state.totals.gpu_seconds == 60
+    apply(state, finished(outcome=outcome))
+
+    totals = state.totals
+    assert (before, totals.finished) == (0, 1)
+    assert (totals.ok, totals.failed, totals.stopped) == counts
+    assert totals.gpu_seconds == 60
     assert state.last_ending == ending
+    assert state.ended == {}
 
 
 def test_the_time_before_a_run_was_stopped_counts_as_gpu_time():
@@ -275,7 +324,7 @@ def test_the_time_before_a_run_was_stopped_counts_as_gpu_time():
 
 
 def test_a_job_with_leftovers_has_ended_and_still_holds_its_gpu():
-    state = after(LINGERING)
+    state = after([*LINGERING, FINISHED])
 
     assert state.totals.finished == 1
     assert list(state.holds) == [a_key()]
@@ -332,11 +381,13 @@ def test_nothing_grows_with_finished_jobs():
         apply(state, placed(number))
         apply(state, launched(number))
         apply(state, exited(number, leftovers=number % 2))
+        apply(state, finished(number))
         if number % 2:
             apply(state, RunCleared(T0, a_run(number)))
         apply(state, GpuReleased(T0, a_key(), a_run(number)))
 
     assert (len(state.queue), state.runs, state.holds, len(state.gpus)) == (0, {}, {}, 1)
+    assert (state.ended, state.set_aside, state.interrupted) == ({}, {}, [])
     assert state.totals.ok == 500
 
 

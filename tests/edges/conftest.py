@@ -18,7 +18,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 def dispatcher_of(tmp_path: Path) -> Iterator[Callable[..., Dispatcher]]:
     """Makes the test's dispatcher; whatever it started is gone after the test."""
     with ExitStack() as stack:
-        yield lambda **options: Dispatcher(stack, tmp_path / "logs", **options)
+        yield lambda **options: Dispatcher(stack, tmp_path, **options)
     wait_until(_nobody_is_left)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 

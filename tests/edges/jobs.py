@@ -20,11 +20,11 @@ from smartsched.core.model import (
     Placement,
     RunKey,
 )
+from smartsched.edges.attempts import WRAPPER, Attempts
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.family import Family
 from smartsched.edges.outputs import LogFiles
 from smartsched.edges.processes import Output, Processes
-from smartsched.edges.scripts import ScriptFolder
 from smartsched.edges.waiter import Waiter
 
 PATIENCE_SECONDS = 30.0
@@ -38,10 +38,14 @@ def placement(*labels: str) -> Placement:
 
 
 def launch_of(
-    command: str, job: int = 1, attempt: int = 1, gpus: tuple[str, ...] = ("3",)
+    command: str,
+    job: int = 1,
+    attempt: int = 1,
+    gpus: tuple[str, ...] = ("3",),
+    directory: str = "",
 ) -> Launch:
     key = RunKey(JobId(job), attempt)
-    return Launch(key, JobSpec(command, "list:1"), placement(*gpus))
+    return Launch(key, JobSpec(command, "list:1", directory), placement(*gpus))
 
 
 class Dispatcher:
@@ -55,26 +59,34 @@ class Dispatcher:
         shell: str = "/bin/bash",
         output: Callable[[Waiter], Output] | None = None,
         other_children: Callable[[], Collection[int]] = tuple,
+        on_other_end: Callable[[int], None] = lambda _: None,
+        run_name: str | None = None,
     ) -> None:
+        """`folder`: of the run, perhaps begun by an earlier dispatcher of the same name."""
         # jobs are known by it: tests that run at the same time must not find each other's
-        self.run_name = f"test-{uuid.uuid4()}"
+        self.run_name = run_name or f"test-{uuid.uuid4()}"
         self.clock = SteadyClock()
         self.waiter = Waiter(self.clock)
         stack.callback(self.waiter.close)
-        self.logs = LogFiles(folder)
+        self.logs = LogFiles(folder / "logs", resumed=True)
         self.output: Output = self.logs if output is None else output(self.waiter)
-        self.scripts = ScriptFolder(self.run_name)
+        self.attempts_folder = folder / "jobs"
+        self.attempts_folder.mkdir(0o700, exist_ok=True)
+        self.attempts = Attempts(self.attempts_folder)
         self.processes = Processes(
             self.waiter,
             shell=shell,
             environment=dict(os.environb) if environment is None else environment,
             run_name=self.run_name,
             output=self.output,
-            scripts=self.scripts,
+            attempts=self.attempts,
             family=Family(other_children),
+            wrapper=WRAPPER,
+            on_other_end=on_other_end,
         )
         stack.callback(self.processes.close)
-        self.events: list[RunExited | RunCleared] = []
+        self.events: list[RunExited | RunCleared | RunPostponed] = []
+        self.writes = True  # False: the journal is behind
 
     def start(self, command: str, job: int = 1, attempt: int = 1, *gpus: str) -> RunKey:
         launch = launch_of(command, job, attempt, gpus or ("3",))
@@ -92,14 +104,21 @@ class Dispatcher:
             assert time.monotonic() < deadline, f"still not so; seen: {self.events}"
             now = self.clock.now()
             self.waiter.wait(min(now + 0.02, self.processes.wake_at()))
-            self.events += self.processes.take(self.clock.now())
+            self.take()
+
+    def take(self) -> None:
+        """One tick of the loop."""
+        events = self.processes.take(self.clock.now())
+        self.events += events
+        if self.writes:
+            self.processes.written(events)
+
+    def exits_of(self, run: RunKey) -> list[RunExited]:
+        return [e for e in self.events if isinstance(e, RunExited) and e.run == run]
 
     def exit_of(self, run: RunKey) -> RunExited:
-        def exits() -> list[RunExited]:
-            return [e for e in self.events if isinstance(e, RunExited) and e.run == run]
-
-        self.until(exits)
-        [event] = exits()
+        self.until(lambda: self.exits_of(run))
+        [event] = self.exits_of(run)
         return event
 
     def cleared(self, run: RunKey) -> None:
@@ -108,9 +127,12 @@ class Dispatcher:
     def run(self, command: str, job: int = 1) -> Ending:
         return self.exit_of(self.start(command, job)).ending
 
-    def log(self, job: int = 1) -> str:
-        path = self.logs.path(RunKey(JobId(job), 1))
+    def log(self, job: int = 1, attempt: int = 1) -> str:
+        path = self.logs.path(RunKey(JobId(job), attempt))
         return Path(path).read_text(errors="surrogateescape") if os.path.exists(path) else ""
 
     def said(self, job: int = 1) -> list[str]:
         return self.log(job).split()
+
+    def record(self, job: int = 1, attempt: int = 1) -> Path:
+        return Path(self.attempts.record_path(RunKey(JobId(job), attempt)))

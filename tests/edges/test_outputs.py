@@ -75,11 +75,41 @@ def everything(dispatcher: Dispatcher, listener: Listener) -> list[str]:
 def test_names_of_logs_sort_as_their_numbers_do():
     numbers = [*range(1, 20), *range(990, 1010), *range(9_990, 10_010), *range(99_990, 100_002)]
 
-    names = [log_name(JobId(number)) for number in numbers]
+    names = [log_name(RunKey(JobId(number), 1)) for number in numbers]
 
     assert names == sorted(names)
     assert len(set(names)) == len(names)
     assert names[0] == "0001.log"
+
+
+def test_a_further_attempt_has_a_log_of_its_own():
+    attempts = [log_name(RunKey(JobId(7), attempt)) for attempt in (1, 2, 10)]
+
+    assert attempts == ["0007.log", "0007.2.log", "0007.10.log"]
+    assert log_name(RunKey(JobId(12345), 2)) == "a12345.2.log"
+
+
+def test_paths_of_logs_stay_right_whatever_folder_the_dispatcher_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    logs = LogFiles(Path("logs"))
+    path = logs.path(RunKey(JobId(1), 1))
+
+    monkeypatch.chdir("/")
+
+    assert path == str(tmp_path / "here" / "logs" / "0001.log")
+    assert logs.path(RunKey(JobId(1), 1)) == path
+    logs.close()
+    assert not (tmp_path / "here" / "logs").exists()
+
+
+def test_the_folder_of_a_resumed_run_is_there_already_and_a_new_run_s_is_not(tmp_path: Path):
+    (tmp_path / "logs").mkdir()
+
+    LogFiles(tmp_path / "logs", resumed=True).close()
+
+    with pytest.raises(UsageError, match="--logs"):
+        LogFiles(tmp_path / "logs")
 
 
 def test_a_folder_for_logs_that_cannot_be_made_is_a_usage_error(tmp_path: Path):

@@ -25,6 +25,10 @@ from tests.waiting import wait_until
 
 MakeDispatcher = Callable[..., Dispatcher]
 LONG = "x" * LONGEST_ARGUMENT_BYTES
+# A variable that is no name makes bash the wrapper's interpreter instead of /bin/sh.
+PLAIN = {b"PATH": os.environb[b"PATH"]}
+ODD = PLAIN | {b"no.name": b"1"}
+ANY_WRAPPER = pytest.mark.parametrize("environment", [PLAIN, ODD], ids=["sh", "bash"])
 
 
 def alive(pid: int) -> bool:
@@ -32,10 +36,6 @@ def alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def scripts(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.sh"))
 
 
 class FailingOutput(Untouched):
@@ -55,7 +55,7 @@ def test_a_job_sees_its_gpus_and_who_it_is(dispatcher: Dispatcher):
     run = dispatcher.start("env", 7, 2, "3", "0")
     dispatcher.exit_of(run)
 
-    seen = dict(line.split("=", 1) for line in dispatcher.log(7).splitlines() if "=" in line)
+    seen = dict(line.split("=", 1) for line in dispatcher.log(7, 2).splitlines() if "=" in line)
     assert seen["CUDA_VISIBLE_DEVICES"] == "3,0"
     assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert seen["PYTHONUNBUFFERED"] == "1"
@@ -85,12 +85,14 @@ def test_inherited_gpus_are_overwritten_and_everything_else_is_kept(dispatcher_o
     assert dispatcher.said() == ["3", "PCI_BUS_ID", "1", "<>", "ff"]
 
 
-def test_a_job_leads_a_session_and_group_of_its_own(dispatcher: Dispatcher):
-    dispatcher.run("ps -o pid=,pgid=,sid= -p $$")
+def test_a_job_has_a_session_and_group_of_its_own_led_by_its_wrapper(dispatcher: Dispatcher):
+    event = dispatcher.launch(launch_of("ps -o ppid=,pgid=,sid= -p $$"))
+    assert isinstance(event, RunLaunched)
+    dispatcher.exit_of(event.run)
 
-    pid, group, session = dispatcher.said()
-    assert pid == group == session
-    assert int(session) != os.getsid(0)
+    parent, group, session = map(int, dispatcher.said())
+    assert parent == group == session == event.process.pid
+    assert session != os.getsid(0)
 
 
 def test_a_job_s_stdin_is_empty(dispatcher: Dispatcher):
@@ -99,16 +101,27 @@ def test_a_job_s_stdin_is_empty(dispatcher: Dispatcher):
     assert dispatcher.said() == ["/dev/null"]
 
 
-def test_a_job_inherits_no_descriptors(dispatcher: Dispatcher):
+def inheritable_fds() -> set[str]:
+    """What whoever started the tests hands on to everybody."""
+    fds = [int(name) for name in os.listdir("/proc/self/fd")]
+    return {
+        str(fd) for fd in fds if Path(f"/proc/self/fd/{fd}").exists() and os.get_inheritable(fd)
+    }
+
+
+@ANY_WRAPPER
+def test_a_job_inherits_no_descriptors(
+    dispatcher_of: MakeDispatcher, environment: dict[bytes, bytes]
+):
     pipes = [os.pipe() for _ in range(5)]
 
-    dispatcher.run("ls /proc/self/fd")
+    dispatcher_of(environment=environment).run("ls /proc/self/fd > fds")
 
     for fds in pipes:
         for fd in fds:
             os.close(fd)
     # 3 is the folder that ls itself reads
-    assert dispatcher.said() == ["0", "1", "2", "3"]
+    assert set(Path("fds").read_text().split()) - inheritable_fds() <= {"0", "1", "2", "3"}
 
 
 def test_stdout_and_stderr_go_to_the_log_in_order(dispatcher: Dispatcher):
@@ -117,7 +130,7 @@ def test_stdout_and_stderr_go_to_the_log_in_order(dispatcher: Dispatcher):
     assert dispatcher.said() == ["1", "2", "3", "4"]
 
 
-@pytest.mark.parametrize("code", [0, 1, 126, 127, 255])
+@pytest.mark.parametrize("code", [0, 1, 2, 125, 126, 127, 128, 165, 192, 255])
 def test_an_exit_status_is_passed_on(dispatcher: Dispatcher, code: int):
     assert dispatcher.run(f"exit {code}") == Exited(code)
 
@@ -127,7 +140,11 @@ def test_a_death_by_signal_is_told_as_one(dispatcher: Dispatcher, signum: signal
     assert dispatcher.run(f"ulimit -c 0; kill -{int(signum)} $$") == Killed(signum)
 
 
-def test_signals_are_as_a_terminal_would_leave_them(dispatcher: Dispatcher):
+@ANY_WRAPPER
+def test_signals_are_as_a_terminal_would_leave_them(
+    dispatcher_of: MakeDispatcher, environment: dict[bytes, bytes]
+):
+    dispatcher = dispatcher_of(environment=environment)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGTERM])
     hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -222,7 +239,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tests.edges.jobs import Dispatcher, launch_of
 with ExitStack() as stack:
-    dispatcher = Dispatcher(stack, Path({str(tmp_path / "logs")!r}))
+    dispatcher = Dispatcher(stack, Path({str(tmp_path)!r}))
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
     print(type(dispatcher.launch(launch_of("true"))).__name__)
@@ -245,15 +262,12 @@ def test_a_postponed_long_command_starts_on_the_next_try(dispatcher_of: MakeDisp
     assert dispatcher.exit_of(launch.run).ending == Exited(4)
 
 
-def test_a_long_command_that_never_started_leaves_no_script(
-    dispatcher_of: MakeDispatcher, tmp_path: Path
-):
+def test_a_job_that_never_started_leaves_nothing_behind(dispatcher_of: MakeDispatcher):
     dispatcher = dispatcher_of(shell="/no/such/shell")
 
     dispatcher.launch(launch_of(f"true # {LONG}"))
 
-    assert scripts(tmp_path / "state") == []
-    dispatcher.scripts.close()
+    assert list(dispatcher.attempts_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("length", [LONGEST_ARGUMENT_BYTES - 1, LONGEST_ARGUMENT_BYTES, 1 << 21])
@@ -263,31 +277,28 @@ def test_a_command_of_any_length_runs(dispatcher: Dispatcher, length: int):
     assert dispatcher.run(start + "x" * (length - len(start))) == Exited(5)
 
 
-def test_a_long_command_s_script_is_private_and_gone_afterwards(
-    dispatcher: Dispatcher, tmp_path: Path
-):
+def test_a_long_command_s_script_is_private_and_gone_afterwards(dispatcher: Dispatcher):
     run = dispatcher.start(f"while [ ! -e gate ]; do sleep 0.02; done; exit 5 # {LONG}")
-    [script] = scripts(tmp_path / "state")
+    [script] = dispatcher.attempts_folder.rglob("script")
 
     assert stat.S_IMODE(script.stat().st_mode) == 0o600
     assert stat.S_IMODE(script.parent.stat().st_mode) == 0o700
     Path("gate").touch()
     assert dispatcher.exit_of(run).ending == Exited(5)
-    assert not script.exists()
-    dispatcher.scripts.close()
-    assert not script.parent.exists()
+    assert list(dispatcher.attempts_folder.iterdir()) == []
 
 
-def test_while_its_script_cannot_be_written_a_job_waits(
-    dispatcher: Dispatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "a-file").touch()
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a-file"))
+def test_while_there_is_no_room_for_what_outlives_us_a_job_waits(dispatcher: Dispatcher):
+    dispatcher.attempts_folder.rmdir()
+    dispatcher.attempts_folder.touch()
 
-    event = dispatcher.launch(launch_of(f"true # {LONG}"))
+    event = dispatcher.launch(launch_of("true"))
 
     assert isinstance(event, RunPostponed)
-    assert "a-file" in event.why
+    assert str(dispatcher.attempts_folder) in event.why
+    dispatcher.attempts_folder.unlink()
+    dispatcher.attempts_folder.mkdir()
+    assert dispatcher.run("exit 4") == Exited(4)
 
 
 def test_a_job_in_the_background_is_a_leftover_until_it_is_asked_to_end(dispatcher: Dispatcher):
@@ -452,3 +463,344 @@ def test_the_limit_of_open_files_of_the_job_is_ours(dispatcher: Dispatcher):
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert dispatcher.said() == [str(soft) if soft != resource.RLIM_INFINITY else "unlimited"]
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def released(gate: Path, readers: Callable[[], int], count: int) -> None:
+    """Let go of everybody who reads the pipe, at once, when so many do."""
+    holder = os.open(gate, os.O_RDWR)
+    wait_until(lambda: readers() >= count)
+    os.close(holder)
+
+
+@ANY_WRAPPER
+def test_the_record_holds_the_wrapper_s_pid_and_in_the_end_the_status(
+    dispatcher_of: MakeDispatcher, environment: dict[bytes, bytes]
+):
+    dispatcher = dispatcher_of(environment=environment)
+    dispatcher.writes = False
+    event = dispatcher.launch(launch_of("while [ ! -e gate ]; do sleep 0.02; done; exit 41"))
+    assert isinstance(event, RunLaunched)
+    dispatcher.until(lambda: dispatcher.record().exists() and dispatcher.record().read_text())
+    assert dispatcher.record().read_text() == f"{event.process.pid}\n"
+
+    Path("gate").touch()
+
+    assert dispatcher.exit_of(event.run).ending == Exited(41)
+    assert dispatcher.record().read_text() == f"{event.process.pid}\nexit 41\n"
+    assert stat.S_IMODE(dispatcher.record().parent.stat().st_mode) == 0o700
+
+
+def test_a_record_goes_only_when_the_end_of_its_run_is_in_the_journal(dispatcher: Dispatcher):
+    dispatcher.writes = False
+    event = dispatcher.exit_of(dispatcher.start("exit 3"))
+    assert dispatcher.record().read_text().endswith("exit 3\n")
+
+    dispatcher.processes.written([event])
+
+    assert list(dispatcher.attempts_folder.iterdir()) == []
+
+
+def test_the_record_of_a_run_that_lingers_stays_until_it_is_cleared(dispatcher: Dispatcher):
+    run = dispatcher.start("sleep 600 & exit 3")
+    assert dispatcher.exit_of(run).leftovers == 1
+    assert dispatcher.record().exists()
+
+    dispatcher.processes.kill(run)
+    dispatcher.cleared(run)
+
+    assert list(dispatcher.attempts_folder.iterdir()) == []
+
+
+@ANY_WRAPPER
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_the_wrapper_outlives_a_signal_to_its_group_and_tells_its_command_s_own_status(
+    dispatcher_of: MakeDispatcher, environment: dict[bytes, bytes], signum: signal.Signals
+):
+    dispatcher = dispatcher_of(environment=environment)
+    dispatcher.writes = False
+    event = dispatcher.launch(
+        launch_of(f"trap 'exit 7' {signum.name[3:]}; echo ready; while :; do sleep 0.02; done")
+    )
+    assert isinstance(event, RunLaunched)
+    dispatcher.until(lambda: "ready" in dispatcher.said())
+
+    os.killpg(event.process.pid, signum)
+
+    assert dispatcher.exit_of(event.run).ending == Exited(7)
+    assert dispatcher.record().read_text().endswith("exit 7\n")
+
+
+def test_a_signal_to_the_wrapper_alone_does_not_end_it(dispatcher: Dispatcher):
+    event = dispatcher.launch(launch_of("while [ ! -e gate ]; do sleep 0.02; done; exit 4"))
+    assert isinstance(event, RunLaunched)
+    dispatcher.until(dispatcher.record().exists)
+    wait_until(lambda: int(caught(event.process.pid), 16) & 1 << (signal.SIGTERM - 1))
+
+    os.kill(event.process.pid, signal.SIGTERM)
+    Path("gate").touch()
+
+    assert dispatcher.exit_of(event.run).ending == Exited(4)
+
+
+def caught(pid: int) -> str:
+    """Which signals a process catches."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith("SigCgt"))
+
+
+@ANY_WRAPPER
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGINT]
+)
+def test_nothing_but_the_command_writes_to_its_log(
+    dispatcher_of: MakeDispatcher, environment: dict[bytes, bytes], signum: signal.Signals
+):
+    dispatcher = dispatcher_of(environment=environment)
+
+    ending = dispatcher.run(f"ulimit -c 0; echo mine; kill -{int(signum)} $$")
+
+    assert ending == Killed(signum)
+    assert dispatcher.log() == "mine\n"
+
+
+def test_a_job_that_is_terminated_leaves_a_clean_log(dispatcher: Dispatcher):
+    run = dispatcher.start("echo ready; exec sleep 600")
+    dispatcher.until(dispatcher.said)
+
+    dispatcher.processes.terminate(run)
+
+    assert dispatcher.exit_of(run).ending == Killed(signal.SIGTERM)
+    assert dispatcher.log() == "ready\n"
+
+
+@ANY_WRAPPER
+def test_a_wrapper_that_cannot_make_its_record_starts_nothing_and_the_job_waits(
+    dispatcher_of: MakeDispatcher,
+    environment: dict[bytes, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    dispatcher = dispatcher_of(environment=environment)
+    nowhere = str(tmp_path / "nowhere" / "record")
+    monkeypatch.setattr(dispatcher.attempts, "record_path", lambda _: nowhere)
+
+    dispatcher.start("touch ran")
+    dispatcher.until(lambda: dispatcher.events)
+
+    [event] = dispatcher.events
+    assert isinstance(event, RunPostponed), event
+    assert not Path("ran").exists()
+
+
+def test_an_attempt_that_has_begun_is_never_launched_again(dispatcher: Dispatcher):
+    dispatcher.writes = False
+    dispatcher.run("echo once >> runs")
+
+    event = dispatcher.launch(launch_of("echo twice >> runs"))
+
+    assert isinstance(event, RunExited)
+    assert isinstance(event.ending, NotStarted)
+    assert "begun before" in event.ending.why
+    assert Path("runs").read_text() == "once\n"
+    assert dispatcher.record().exists()
+
+
+def environment_of_job(dispatcher: Dispatcher) -> dict[bytes, bytes]:
+    """What the user's shell was started with: the `:` keeps it from being replaced by cat."""
+    assert dispatcher.run("cat /proc/$$/environ; :") == Exited(0)
+    data = dispatcher.log().encode("utf-8", "surrogateescape")
+    return dict(entry.split(b"=", 1) for entry in data.split(b"\0") if entry)
+
+
+# What shells keep for themselves: where they are, how deep, and what they ran last.
+OF_SHELLS = {b"PWD", b"OLDPWD", b"SHLVL", b"_"}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {},
+        {b"BASH_FUNC_x%%": b"() {  echo from a function\n}"},
+        {b"no.name": b"1", b"1st": b"2", b"with space": b"3", b"\xff": b"\xfe", b"a-b": b""},
+    ],
+    ids=["names", "function", "others"],
+)
+def test_the_environment_passes_through_the_wrapper_unchanged(
+    dispatcher_of: MakeDispatcher, odd: dict[bytes, bytes]
+):
+    environment = PLAIN | odd | {
+        b"EMPTY": b"",
+        b"LINES_OF": b"a\nb\n",
+        b"BYTES": b"\xff = \xfe",
+        b"ENV": b"/nowhere",
+        b"LC_ALL": b"C",
+        b"_private": b"x",
+    }  # fmt: skip
+    dispatcher = dispatcher_of(environment=environment)
+
+    seen = environment_of_job(dispatcher)
+
+    added = {name: value for name, value in seen.items() if name not in environment}
+    assert {name: seen.get(name) for name in environment} == environment
+    assert {name for name in added if not name.startswith((b"SMARTSCHED_", b"CUDA_"))} <= (
+        OF_SHELLS | {b"PYTHONUNBUFFERED"}
+    )
+
+
+def test_an_exported_function_can_be_called_by_jobs(dispatcher_of: MakeDispatcher):
+    environment = PLAIN | {b"BASH_FUNC_module%%": b"() {  echo loading $1\n}"}
+
+    dispatcher_of(environment=environment).run("module cuda > said")
+
+    assert Path("said").read_text() == "loading cuda\n"
+
+
+@pytest.mark.parametrize("odd", [{}, {b"no.name": b"1"}], ids=["sh", "bash"])
+def test_bash_reads_its_startup_file_once(
+    dispatcher_of: MakeDispatcher, tmp_path: Path, odd: dict[bytes, bytes]
+):
+    startup = tmp_path / "startup"
+    startup.write_text(f"echo read >> {tmp_path / 'readings'}\n")
+    environment = PLAIN | odd | {b"BASH_ENV": os.fsencode(startup), b"ENV": os.fsencode(startup)}
+
+    dispatcher_of(environment=environment).run("true")
+
+    assert (tmp_path / "readings").read_text() == "read\n"
+
+
+def test_options_of_shells_in_the_environment_do_not_change_what_jobs_get(
+    dispatcher_of: MakeDispatcher,
+):
+    environment = PLAIN | {b"SHELLOPTS": b"braceexpand:hashall", b"BASH_FUNC_x%%": b"() {  :\n}"}
+
+    # our wrapper is a bash -p then, and a job that were so too would not read its BASH_ENV
+    dispatcher_of(environment=environment).run("set -o | grep privileged > said; x")
+
+    assert Path("said").read_text().split() == ["privileged", "off"]
+
+
+def test_a_job_runs_in_the_folder_of_its_spec_and_we_stay_where_we_are(
+    dispatcher: Dispatcher, tmp_path: Path
+):
+    (tmp_path / "elsewhere").mkdir()
+    before = os.getcwd()
+
+    event = dispatcher.launch(launch_of("pwd -P; exit 5", directory=str(tmp_path / "elsewhere")))
+
+    assert isinstance(event, RunLaunched)
+    assert os.getcwd() == before
+    assert dispatcher.exit_of(event.run).ending == Exited(5)
+    assert dispatcher.log() == f"{tmp_path / 'elsewhere'}\n"
+
+
+def test_without_its_folder_a_job_is_not_started_and_we_stay_where_we_are(
+    dispatcher: Dispatcher, tmp_path: Path
+):
+    before, fds = os.getcwd(), open_fds()
+
+    event = dispatcher.launch(launch_of("touch ran", directory=str(tmp_path / "gone")))
+
+    assert isinstance(event, RunExited)
+    assert isinstance(event.ending, NotStarted)
+    assert str(tmp_path / "gone") in event.ending.why
+    assert (os.getcwd(), open_fds()) == (before, fds)
+    assert list(dispatcher.attempts_folder.iterdir()) == []
+    assert dispatcher.run("exit 4", 2) == Exited(4)
+
+
+def test_a_dispatcher_whose_own_folder_was_removed_still_starts_jobs_elsewhere(
+    dispatcher: Dispatcher, tmp_path: Path
+):
+    (tmp_path / "elsewhere").mkdir()
+    Path.cwd().rmdir()
+
+    event = dispatcher.launch(launch_of("exit 5", directory=str(tmp_path / "elsewhere")))
+
+    assert isinstance(event, RunLaunched)
+    assert dispatcher.exit_of(event.run).ending == Exited(5)
+    os.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("signum", [9, 15, 11, 2])
+def test_a_status_above_128_is_told_as_the_signal_that_shells_mean_by_it(
+    dispatcher: Dispatcher, signum: int
+):
+    assert dispatcher.run(f"exit {128 + signum}") == Killed(signum)
+
+
+def test_a_child_killed_inside_the_command_is_told_as_its_shell_tells_it(dispatcher: Dispatcher):
+    assert dispatcher.run("sh -c 'kill -9 $$'") == Killed(9)
+    assert dispatcher.run("sh -c 'kill -9 $$'; exit 3", 2) == Exited(3)
+
+
+def test_all_of_64_jobs_that_end_at_the_same_moment_are_told_once_with_their_own_status(
+    dispatcher: Dispatcher,
+):
+    os.mkfifo("gate")
+    runs = [
+        dispatcher.start(f"exec 3< gate; echo $$ > ready-{job}; read x <&3; exit {job}", job)
+        for job in range(1, 65)
+    ]
+
+    released(Path("gate"), lambda: len(list(Path().glob("ready-*"))), 64)
+
+    endings = {run.job: dispatcher.exit_of(run).ending for run in runs}
+    assert endings == {job: Exited(job) for job in range(1, 65)}
+    assert len(dispatcher.events) == 64
+    assert list(dispatcher.attempts_folder.iterdir()) == []
+
+
+def test_a_job_that_ignores_sigterm_goes_on_and_is_told_by_how_it_ends(dispatcher: Dispatcher):
+    run = dispatcher.start(
+        "trap '' TERM; echo ready; until [ -e gate ]; do sleep 0.02; done; exit 6"
+    )
+    dispatcher.until(dispatcher.said)
+
+    dispatcher.processes.terminate(run)
+    Path("gate").touch()
+
+    assert dispatcher.exit_of(run).ending == Exited(6)
+
+
+def test_a_daemon_that_forked_twice_is_found_and_ended(dispatcher: Dispatcher):
+    daemon = (
+        "import os, time\n"
+        "if os.fork(): os._exit(0)\n"
+        "os.setsid()\n"
+        "if os.fork(): os._exit(0)\n"
+        "os.chdir('/'); [os.close(fd) for fd in (0, 1, 2)]\n"
+        f"open({str(Path('daemon').absolute())!r}, 'w').write(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    run = dispatcher.start(
+        f'{sys.executable} -c "{daemon}"; until [ -s daemon ]; do sleep 0.02; done'
+    )
+
+    assert dispatcher.exit_of(run).leftovers == 1
+    pid = int(Path("daemon").read_text())
+    assert alive(pid)
+    dispatcher.processes.terminate(run)
+    dispatcher.cleared(run)
+    assert not alive(pid)
+
+
+def test_a_job_that_closes_its_output_ends_as_any_other(dispatcher: Dispatcher):
+    assert dispatcher.run("exec 0<&- 1>&- 2>&-; sleep 0.05; exit 9") == Exited(9)
+
+
+def test_whoever_is_no_run_s_is_told_to_whom_it_concerns(
+    dispatcher_of: MakeDispatcher, other_child: subprocess.Popen[bytes]
+):
+    ended: list[int] = []
+    dispatcher = dispatcher_of(other_children=lambda: [other_child.pid], on_other_end=ended.append)
+    dispatcher.run("true")
+    assert ended == []
+
+    other_child.kill()
+    dispatcher.until(lambda: ended)
+
+    assert ended == [other_child.pid]

@@ -1,0 +1,264 @@
+"""How a run is dispatched: the edges are put together, the loop runs, and what is left is tidied
+up."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO, cast
+
+from smartsched.cli.session import Session
+from smartsched.cli.wiring import first_snapshot, start_sampler
+from smartsched.config import Config
+from smartsched.core.decide import Decision
+from smartsched.core.events import Event
+from smartsched.core.model import Timestamp
+from smartsched.core.sight import see
+from smartsched.core.state import Closing, State
+from smartsched.edges.attempts import WRAPPER, Attempts
+from smartsched.edges.clock import SteadyClock
+from smartsched.edges.family import Family
+from smartsched.edges.hooks import Hooks, NoHooks
+from smartsched.edges.logs import JobLog, JsonLog, open_log
+from smartsched.edges.narrator import Narrator, View
+from smartsched.edges.outputs import LogFiles, Untouched, tail
+from smartsched.edges.patient import PatientStream
+from smartsched.edges.plain import PlainView
+from smartsched.edges.processes import Processes
+from smartsched.edges.requests import SignalRequests
+from smartsched.edges.runs import JOBS
+from smartsched.edges.sampler import Sampler
+from smartsched.edges.tagged import Tagged
+from smartsched.edges.waiter import Waiter
+from smartsched.errors import UsageError
+from smartsched.loop import Loop, World
+from smartsched.ports import Observer
+
+# How long the user's own commands for finished jobs may take after the last of them.
+_HOOKS_PATIENCE_SECONDS = 60.0
+Warn = Callable[[str], None]
+Output = LogFiles | Tagged | Untouched
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What the loop is given, and has to be seen to when it is over."""
+
+    world: World
+    narrator: Narrator
+    view: View
+    output: Output
+    hooks: Hooks | NoHooks
+    processes: Processes
+
+
+def dispatch(
+    stack: ExitStack, session: Session, clock: SteadyClock, waiter: Waiter, *, adopt: bool
+) -> State:
+    """Run it to its end; what it came to. `adopt`: see Loop.resume."""
+    config, state = session.config, session.state
+    if config.working_directory is not None:
+        _change_to(config.working_directory)
+    sampler = start_sampler(
+        waiter, clock, config.sampler_arguments, config.policy.stale_after_seconds
+    )
+    stack.callback(sampler.close)
+    if config.progress:
+        import smartsched.edges.screen  # noqa: F401  # takes as long as the driver takes to answer
+    snapshot, state.policy = first_snapshot(sampler, waiter, clock, config.policy)
+    parts = _assemble(stack, session, clock, waiter, sampler)
+    loop = Loop(parts.world, state.policy, state)
+    try:
+        if session.resumed is not None:
+            loop.resume(session.resumed, session.replaced, adopt=adopt)
+            parts.narrator.resumed(state, clock.now())
+        see(state, snapshot, clock.now())
+        loop.run()
+    except BaseException:  # whatever it is, it is no reason to stop anybody's training
+        if state.runs:
+            text = f"the running jobs go on: smartsched --resume {session.folder.name}"
+            parts.narrator.warn(text, clock.now())
+        raise
+    _finish(parts, loop, clock, waiter)
+    return state
+
+
+def _assemble(
+    stack: ExitStack, session: Session, clock: SteadyClock, waiter: Waiter, sampler: Sampler
+) -> _Parts:
+    config = session.config
+    stderr = PatientStream(2)
+    stack.callback(stderr.finish)
+    view = _view(config, session.expected_commands, stderr)
+    stack.callback(view.close)
+    narrator = _narrator(session, view)
+
+    def warn(text: str) -> None:
+        narrator.warn(text, clock.now())
+
+    for note in (*config.notes, *session.notes):
+        warn(note)
+    output = _output(config, session, waiter, warn)
+    stack.callback(output.close)
+    hooks = _hooks(config, warn)
+    processes = _processes(session, waiter, output, hooks, sampler)
+    world = World(
+        clock=clock,
+        waiter=waiter,
+        gpus=sampler,
+        launcher=processes,
+        intake=session.intake,
+        requests=SignalRequests(waiter, single=session.single),
+        journal=session.journal,
+        teller=hooks,
+        observer=_Observers([narrator, *_logs(stack, config, session, warn)]),
+    )
+    return _Parts(world, narrator, view, output, hooks, processes)
+
+
+def _processes(
+    session: Session, waiter: Waiter, output: Output, hooks: Hooks | NoHooks, sampler: Sampler
+) -> Processes:
+    attempts = Attempts(session.folder.make_folder(JOBS))
+    for run in session.over:
+        attempts.remove(run)
+    return Processes(
+        waiter,
+        shell=session.config.shell,
+        environment=os.environb,
+        run_name=session.folder.name,
+        output=output,
+        attempts=attempts,
+        family=Family(lambda: [*sampler.pids(), *hooks.pids()]),
+        wrapper=WRAPPER,
+        on_other_end=hooks.ended,
+    )
+
+
+def _finish(parts: _Parts, loop: Loop, clock: SteadyClock, waiter: Waiter) -> None:
+    parts.processes.close()
+    _settle(parts, waiter, clock, loop.state)
+    if (why := loop.close(clock.now())) is not None:
+        text = f"how the last jobs ended is not on record: {why}"
+        parts.narrator.warn(text, clock.now())
+    parts.view.close()
+    parts.narrator.finish(loop.state, clock.now())
+
+
+def _settle(parts: _Parts, waiter: Waiter, clock: SteadyClock, state: State) -> None:
+    """Let whoever reads the jobs' output take the rest of it, and the user's commands for finished
+    jobs end, unless the user wants no more."""
+    stopped = state.closing >= Closing.STOP and not state.halted
+    until = clock.now() + state.policy.grace_seconds if stopped else float("inf")
+    hooks_until = min(until, clock.now() + _HOOKS_PATIENCE_SECONDS)
+    while not parts.world.requests.take(clock.now()):
+        now = clock.now()
+        waits_for_hooks = not parts.hooks.is_settled() and now < hooks_until
+        if not waits_for_hooks and (parts.output.is_settled() or now >= until):
+            break
+        waiter.wait(hooks_until if waits_for_hooks else until)
+
+
+class _Observers:
+    """Several Observers as one."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def recorded(self, event: Event, state: State, now: Timestamp) -> None:
+        for observer in self._observers:
+            observer.recorded(event, state, now)
+
+    def decided(self, decision: Decision, state: State, now: Timestamp) -> None:
+        for observer in self._observers:
+            observer.decided(decision, state, now)
+
+    def wake_at(self) -> Timestamp:
+        return min(observer.wake_at() for observer in self._observers)
+
+
+def _narrator(session: Session, view: View) -> Narrator:
+    config = session.config
+    return Narrator(
+        view,
+        tail=tail,
+        quiet=config.quiet,
+        verbose=config.verbose,
+        single=session.single,
+        logs=_log_folder(config),
+        run_name=config.policy.run_name,
+        here=session.directory,
+    )
+
+
+def _logs(stack: ExitStack, config: Config, session: Session, warn: Warn) -> list[Observer]:
+    logs: list[Observer] = []
+    resumed = session.resumed is not None
+    if config.joblog is not None:
+        append = resumed or config.joblog.startswith("+")
+        fd = open_log(config.joblog.removeprefix("+"), append=append, option="--joblog")
+        before = session.finished() if resumed else ()
+        joblog = JobLog(fd, session.state, before, lambda why: warn(f"--joblog is behind: {why}"))
+        stack.callback(joblog.close)
+        logs.append(joblog)
+    if config.json_log is not None:
+        append = resumed or config.json_log.startswith("+")
+        fd = open_log(config.json_log.removeprefix("+"), append=append, option="--json-log")
+        jsonlog = JsonLog(
+            fd,
+            session.folder.name,
+            session.history(),
+            lambda why: warn(f"--json-log is behind: {why}"),
+            is_written=lambda seq: seq <= session.journal.seq,
+        )
+        stack.callback(jsonlog.close)
+        logs.append(jsonlog)
+    return logs
+
+
+def _hooks(config: Config, warn: Warn) -> Hooks | NoHooks:
+    if config.on_finish is None:
+        return NoHooks()
+    return Hooks(
+        config.on_finish,
+        shell=config.shell,
+        environment=os.environb,
+        run_name=config.policy.run_name,
+        when_failed=lambda why: warn(f"--on-finish could not be started: {why}"),
+    )
+
+
+def _change_to(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UsageError(f"--wd: cannot go to {folder}: {error.strerror}") from error
+
+
+def _log_folder(config: Config) -> str | None:
+    if config.output != "log":
+        return None
+    here = os.getcwd().rstrip("/") + "/"
+    return os.path.join(config.logs, config.policy.run_name).removeprefix(here)
+
+
+def _output(config: Config, session: Session, waiter: Waiter, warn: Warn) -> Output:
+    match config.output:
+        case "log":
+            folder = Path(config.logs) / config.policy.run_name
+            return LogFiles(folder, resumed=session.resumed is not None)
+        case "tag":
+            folder = session.folder.make_folder("output")
+            return Tagged(folder, waiter, 1, lambda why: warn(f"jobs' output is dropped: {why}"))
+        case "raw":
+            return Untouched()
+
+
+def _view(config: Config, expected_commands: int | None, stderr: PatientStream) -> View:
+    stream = cast("TextIO", stderr)  # it is one in all but name
+    if not config.progress:
+        return PlainView(stream)
+    from smartsched.edges.screen import LiveView
+
+    return LiveView(stream, color=config.color, expected_commands=expected_commands)

@@ -1,0 +1,425 @@
+"""Every legal step of what we believe: what happened to jobs changes State here, nowhere else.
+
+A transition that is not listed here is a bug and raises. Nothing is decided here: what follows from
+the user's policy is an event of its own, so that an old journal means the same under any policy.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from smartsched.core.events import (
+    DrainRequested,
+    Event,
+    GpuReleased,
+    GpuWithheld,
+    Halted,
+    InputEnded,
+    InputRead,
+    JobAccepted,
+    JobFinished,
+    JobRecalled,
+    JobRequeued,
+    LineRejected,
+    ListReplaced,
+    RunBegan,
+    RunCleared,
+    RunClosed,
+    RunExited,
+    RunKilled,
+    RunLaunched,
+    RunPlaced,
+    RunPostponed,
+    RunResumed,
+    RunRevoked,
+    RunStopping,
+    StopRequested,
+    WaitTimedOut,
+)
+from smartsched.core.model import (
+    EndedRun,
+    GpuKey,
+    Job,
+    JobId,
+    Lingering,
+    Lost,
+    NotStarted,
+    Run,
+    RunKey,
+    Running,
+    RunStatus,
+    Starting,
+    Stopping,
+    Timestamp,
+)
+from smartsched.core.policy import Policy
+from smartsched.core.state import (
+    FAILURES_IN_A_ROW,
+    FIRST_POSTPONE_SECONDS,
+    QUICK_SECONDS,
+    Closing,
+    Failure,
+    Record,
+    State,
+    enqueue,
+    postpone,
+)
+from smartsched.core.strangers import Hold
+from smartsched.core.tag import tag_of
+from smartsched.errors import IllegalTransitionError
+
+
+def replay(policy: Policy, events: Iterable[Event]) -> State:
+    state = State(policy)
+    for event in events:
+        apply(state, event)
+    return state
+
+
+def apply(state: State, event: Event) -> None:  # noqa: C901, PLR0912  # a table: one case an event
+    """Take in what happened. Raises IllegalTransitionError and changes nothing if it cannot be."""
+    match event:
+        case RunBegan() | RunClosed():
+            pass
+        case RunResumed():
+            _resume(state, event)
+        case JobAccepted():
+            _accept(state, event)
+        case JobRecalled():
+            _recall(state, event)
+        case LineRejected(read_to=read_to):
+            state.totals.rejected += 1
+            state.read_to = read_to
+        case InputRead(_, number, size_bytes):
+            state.whole_inputs[number] = size_bytes
+        case InputEnded():
+            state.input_open = False
+            state.totals.dropped += len(state.set_aside)
+            state.dropped |= state.set_aside
+            state.set_aside.clear()
+        case ListReplaced():
+            _set_aside(state)
+        case DrainRequested():
+            state.closing = max(state.closing, Closing.DRAIN)
+        case StopRequested():
+            state.closing = Closing.KILL if state.closing >= Closing.STOP else Closing.STOP
+        case Halted(stop=stop):
+            state.halted = True
+            state.closing = max(state.closing, Closing.STOP if stop else Closing.DRAIN)
+        case WaitTimedOut():
+            state.wait_timed_out = True
+            state.closing = max(state.closing, Closing.DRAIN)
+        case JobFinished() | JobRequeued():
+            _settle(state, event)
+        case GpuWithheld():
+            _withhold(state, event)
+        case GpuReleased(_, gpu, run):
+            _release(state, event, gpu, run)
+        case _:
+            _apply_to_run(state, event)
+
+
+_RunEvent = (
+    RunPlaced
+    | RunLaunched
+    | RunPostponed
+    | RunRevoked
+    | RunStopping
+    | RunKilled
+    | RunExited
+    | RunCleared
+)
+
+
+def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901  # a table
+    """The run's life, one case per legal step."""
+    run = state.runs.get(event.run)
+    match run.status if run is not None else None, event:
+        case None, RunPlaced():
+            _place(state, event)
+        case Starting(_, placement), RunLaunched(at, key, process, log):
+            _set_status(state, key, Running(at, placement, process, log))
+            _amend_holds(state, key, pid=process.pid)
+            state.ever_launched, state.postpone_seconds = True, FIRST_POSTPONE_SECONDS
+        case ((Starting() | Running() | Stopping()), RunPostponed(at, key, why)):
+            enqueue(state, state.runs.pop(key).job)
+            _drop_holds(state, key)
+            postpone(state, at, why)
+        case Starting(), RunRevoked(_, key):
+            enqueue(state, state.runs.pop(key).job)
+            _drop_holds(state, key)
+        case Starting() as starting, RunExited(at, key, NotStarted() as ending):
+            job = state.runs.pop(key).job
+            state.last_ending = ending
+            state.ended[key] = EndedRun(
+                key, job, starting.placement, starting.since, at, ending, None, None
+            )
+            _drop_holds(state, key)
+        case Running(since, placement, process, log), RunStopping(at, key, why):
+            stopping = Stopping(at, placement, process, log, since, why, killed_at=None)
+            _set_status(state, key, stopping)
+        case Stopping(killed_at=None) as stopping, RunKilled(at, key):
+            _set_status(state, key, replace(stopping, killed_at=at))
+        case (Running() | Stopping()) as living, RunExited():
+            _end(state, event, living)
+        case Lingering(asked=False) as lingering, RunStopping(_, key):
+            _set_status(state, key, replace(lingering, asked=True))
+        case Lingering(asked=True, killed_at=None) as lingering, RunKilled(at, key):
+            _set_status(state, key, replace(lingering, killed_at=at))
+        case Lingering(), RunCleared(at, key):
+            del state.runs[key]
+            _amend_holds(state, key, cleared_at=at)
+        case status, _:
+            raise IllegalTransitionError(event, status)
+
+
+def _accept(state: State, event: JobAccepted) -> None:
+    if event.job != state.next_job():
+        raise IllegalTransitionError(event, state.totals)
+    state.totals.accepted += 1
+    _enqueue_last(state, Job(event.job, event.spec), event)
+
+
+def _recall(state: State, event: JobRecalled) -> None:
+    if not _may_be_recalled(state, event.job):
+        raise IllegalTransitionError(event, state.totals)
+    if event.job in state.unnamed:
+        state.unnamed.remove(event.job)
+        state.read_to = event.read_to or state.read_to
+    elif event.job in state.set_aside:
+        job = state.set_aside.pop(event.job)
+        _enqueue_last(state, replace(job, spec=event.spec), event)
+    else:  # it had failed for good
+        state.totals.failed -= 1
+        state.before.failed -= 1
+        _enqueue_last(state, Job(event.job, event.spec, event.attempts), event)
+
+
+def _enqueue_last(state: State, job: Job, event: JobAccepted | JobRecalled) -> None:
+    enqueue(state, replace(job, rank=state.next_rank))
+    state.next_rank += 1
+    state.read_to = event.read_to or state.read_to
+    if state.waiting_since is None:
+        state.waiting_since = event.at
+
+
+def _may_be_recalled(state: State, job: JobId) -> bool:
+    """Whether it waits to be named by the new list, or has failed, as far as is known here."""
+    if job in state.set_aside or job in state.unnamed:
+        return True
+    alive = {run.job for run in (*state.runs, *state.ended)}
+    waiting = {queued.id for queued in (*state.queue, *state.interrupted)}
+    return (
+        0 < job <= state.totals.accepted and job not in alive | waiting and state.totals.failed > 0
+    )
+
+
+def _set_aside(state: State) -> None:
+    state.set_aside |= state.dropped | {job.id: job for job in state.queue}
+    state.queue.clear()
+    state.dropped.clear()
+    state.totals.dropped = 0
+    state.unnamed = {run.job for run in (*state.runs, *state.ended)}
+    state.input_open, state.read_to = True, None
+    state.whole_inputs.clear()
+    state.totals.rejected = state.before.rejected = 0  # those lines were of the other list
+
+
+def _resume(state: State, event: RunResumed) -> None:
+    """Another dispatcher, perhaps after days, or by a wall clock that was set back: nothing that
+    is known can have happened later than now."""
+    at = event.at
+    state.input_open = state.input_open or event.failed_too
+    for key, run in state.runs.items():
+        state.runs[key] = replace(run, status=_not_later(run.status, at))
+    for key, ended in state.ended.items():
+        started_at, ended_at = min(ended.started_at, at), min(ended.ended_at, at)
+        state.ended[key] = replace(ended, started_at=started_at, ended_at=ended_at)
+    for gpu, hold in state.holds.items():
+        cleared_at = None if hold.cleared_at is None else min(hold.cleared_at, at)
+        state.holds[gpu] = replace(hold, since=min(hold.since, at), cleared_at=cleared_at)
+    for job in state.interrupted:
+        enqueue(state, job)
+    state.totals.stopped -= len(state.interrupted)
+    state.interrupted.clear()
+    state.queue = deque(
+        replace(job, not_before=float("-inf"), requeued_at=min(job.requeued_at, at))
+        for job in state.queue
+    )
+    state.closing, state.halted, state.wait_timed_out = Closing.NO, False, False
+    state.waiting_since = at if state.queue else None
+    state.ever_launched = bool(state.runs)
+    state.postponed_until, state.postpone_seconds = float("-inf"), FIRST_POSTPONE_SECONDS
+    state.records.clear()
+    state.withheld.clear()
+    state.before = replace(state.totals)
+
+
+def _not_later(status: RunStatus, at: Timestamp) -> RunStatus:
+    status = replace(status, since=min(status.since, at))
+    if isinstance(status, Stopping):
+        status = replace(status, started_at=min(status.started_at, at))
+    match status:
+        case Stopping(killed_at=float(killed_at)) | Lingering(killed_at=float(killed_at)):
+            return replace(status, killed_at=min(killed_at, at))
+        case Stopping() | Lingering(asked=True):
+            return replace(status, since=at)  # it is asked once more, and given time once more
+        case _:
+            return status
+
+
+def _place(state: State, event: RunPlaced) -> None:
+    job = next((queued for queued in state.queue if queued.id == event.run.job), None)
+    gpus = event.placement.gpus
+    if job is None or event.run.attempt != job.attempts + 1:
+        raise IllegalTransitionError(event, job)
+    if any(gpu.key in state.holds for gpu in gpus):
+        raise IllegalTransitionError(event, state.holds)
+    state.queue.remove(job)
+    job = replace(job, attempts=event.run.attempt)
+    state.runs[event.run] = Run(event.run, job, Starting(event.at, event.placement))
+    for gpu in gpus:
+        state.holds[gpu.key] = Hold(
+            run=event.run,
+            tag=tag_of(state.policy.run_name, event.run),
+            since=event.at,
+            unexplained_before_bytes=gpu.unexplained_bytes,
+            pid=None,
+            cleared_at=None,
+        )
+
+
+def _set_status(state: State, key: RunKey, status: RunStatus) -> None:
+    state.runs[key] = replace(state.runs[key], status=status)
+
+
+def _end(state: State, event: RunExited, living: Running | Stopping) -> None:
+    run = state.runs[event.run]
+    ended = EndedRun(
+        key=event.run,
+        job=run.job,
+        placement=living.placement,
+        started_at=living.started_at if isinstance(living, Stopping) else living.since,
+        ended_at=event.at,
+        ending=event.ending,
+        why_stopped=living.why if isinstance(living, Stopping) else None,
+        log=living.log,
+    )
+    state.ended[event.run] = ended
+    state.totals.gpu_seconds += ended.seconds * len(living.placement.gpus)
+    state.last_ending = event.ending
+    if event.leftovers:
+        lingering = Lingering(event.at, living.placement, asked=False, killed_at=None)
+        _set_status(state, event.run, lingering)
+    else:
+        del state.runs[event.run]
+        _amend_holds(state, event.run, cleared_at=event.at)
+
+
+def _settle(state: State, event: JobFinished | JobRequeued) -> None:
+    ended = state.ended.pop(event.run, None)
+    if ended is None:
+        raise IllegalTransitionError(event, None)
+    _keep_record(state, ended, final=isinstance(event, JobFinished))
+    match event:
+        case JobFinished(outcome="ok"):
+            state.totals.ok += 1
+        case JobFinished(outcome="failed"):
+            state.totals.failed += 1
+        case JobFinished():
+            state.totals.stopped += 1
+            state.interrupted.append(ended.job)
+        case JobRequeued(at, _, why, not_before):
+            job = replace(ended.job, not_before=not_before, requeued_at=at)
+            if why == "failed":
+                gpus = {*job.failed_on, *(gpu.key for gpu in ended.placement.gpus)}
+                failed_on = tuple(sorted(gpus))
+                job = replace(job, failures=job.failures + 1, failed_on=failed_on)
+            elif why == "lost":
+                job = replace(job, losses=job.losses + 1)
+            _queue_again(state, job)
+    state.unnamed.discard(event.run.job)
+
+
+def _queue_again(state: State, job: Job) -> None:
+    """Unless the list that the run was resumed with does not name it, or not yet."""
+    if job.id not in state.unnamed:
+        enqueue(state, job)
+    elif state.input_open:
+        state.set_aside[job.id] = job
+    else:
+        state.dropped[job.id] = job
+        state.totals.dropped += 1
+
+
+def _keep_record(state: State, ended: EndedRun, *, final: bool) -> None:
+    """What its end says about its GPUs. Whatever was stopped, or vanished, says nothing."""
+    if ended.why_stopped is not None or isinstance(ended.ending, Lost):
+        return
+    for gpu in ended.placement.gpus:
+        record = state.records.setdefault(gpu.key, Record(ended.started_at))
+        if ended.succeeded or ended.seconds >= QUICK_SECONDS:
+            record.quick_failures = ()
+            record.proved_at = max(record.proved_at, ended.started_at)
+        else:
+            if not record.quick_failures:
+                record.since = ended.started_at
+            # one command that fails again and again says nothing of the GPU
+            others = [f for f in record.quick_failures if f.job.id != ended.job.id]
+            failures = (*others, Failure(ended.job, ended.key, final))
+            record.quick_failures = failures[-FAILURES_IN_A_ROW:]
+
+
+def _withhold(state: State, event: GpuWithheld) -> None:
+    record = state.records.get(event.gpu)
+    if record is None or tuple(f.key for f in record.quick_failures) != event.runs:
+        raise IllegalTransitionError(event, record)
+    state.withheld.add(event.gpu)
+    for failure in record.quick_failures:
+        job = failure.job
+        if failure.final:
+            state.totals.failed -= 1
+            failed_on = tuple(sorted({*job.failed_on, event.gpu}))
+            enqueue(state, replace(job, failed_on=failed_on, requeued_at=event.at))
+        else:
+            _forgive(state, job.id)
+    record.quick_failures = ()
+
+
+def _forgive(state: State, job_id: JobId) -> None:
+    """A failure is not held against a job that is to be tried again, or is already."""
+    state.queue = deque(
+        replace(job, failures=job.failures - 1) if job.id == job_id else job for job in state.queue
+    )
+    for key, run in state.runs.items():
+        if key.job == job_id:
+            job = replace(run.job, failures=run.job.failures - 1)
+            state.runs[key] = replace(run, job=job)
+    for key, ended in state.ended.items():
+        if key.job == job_id:
+            job = replace(ended.job, failures=ended.job.failures - 1)
+            state.ended[key] = replace(ended, job=job)
+
+
+def _holds_of(state: State, key: RunKey) -> Iterator[GpuKey]:
+    return (gpu for gpu, hold in list(state.holds.items()) if hold.run == key)
+
+
+def _amend_holds(
+    state: State, key: RunKey, *, pid: int | None = None, cleared_at: Timestamp | None = None
+) -> None:
+    for gpu in _holds_of(state, key):
+        hold = state.holds[gpu]
+        state.holds[gpu] = replace(hold, pid=pid or hold.pid, cleared_at=cleared_at)
+
+
+def _drop_holds(state: State, key: RunKey) -> None:
+    for gpu in _holds_of(state, key):
+        del state.holds[gpu]
+
+
+def _release(state: State, event: GpuReleased, gpu: GpuKey, run: RunKey) -> None:
+    hold = state.holds.get(gpu)
+    if hold is None or hold.run != run or hold.cleared_at is None:
+        raise IllegalTransitionError(event, hold)
+    del state.holds[gpu]

@@ -1,0 +1,83 @@
+"""Which commands of a list a run knows already: by text, folder and occurrence, not by line number.
+
+The second `python train.py` of a list is the second that the run was given, wherever both stand; so
+lines may be inserted, removed and moved between two dispatchers of one run.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from smartsched.core.events import (
+    Event,
+    GpuWithheld,
+    JobAccepted,
+    JobFinished,
+    JobRecalled,
+    ListReplaced,
+)
+from smartsched.core.model import JobId, JobSpec
+
+_Identity = bytes
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Of the commands that were accepted before the present list was given."""
+
+    _known: dict[_Identity, list[JobId]] = field(default_factory=lambda: defaultdict(list))
+    _since_replaced: list[tuple[_Identity, JobId]] = field(default_factory=list)
+    _seen: Counter[_Identity] = field(default_factory=Counter)
+    failed: dict[JobId, tuple[JobSpec, int]] = field(default_factory=dict)  # and its attempts
+    _specs: dict[JobId, JobSpec] = field(default_factory=dict)
+
+    def record(self, event: Event) -> None:  # noqa: C901  # a table: one case an event
+        """Take in the journal, in its order."""
+        match event:
+            case JobAccepted(_, job, spec):
+                self._since_replaced.append((_identity(spec), job))
+                self._specs[job] = spec
+            case JobFinished(_, run, "failed"):
+                self.failed[run.job] = (self._specs.pop(run.job), run.attempt)
+            case JobFinished(_, run, "ok"):
+                self._specs.pop(run.job, None)
+            case JobRecalled(_, job, spec):
+                self.failed.pop(job, None)
+                self._specs[job] = spec
+            case GpuWithheld(runs=runs):
+                for run in runs:
+                    if run.job in self.failed and self.failed[run.job][1] == run.attempt:
+                        self._specs[run.job] = self.failed.pop(run.job)[0]
+            case ListReplaced():
+                self.replace_list()
+            case _:
+                pass
+
+    def replace_list(self) -> None:
+        """What was accepted so far is known; the occurrences of another list are counted."""
+        for identity, job in self._since_replaced:
+            self._known[identity].append(job)
+        self._since_replaced.clear()
+        self._seen.clear()
+
+    def next_occurrence(self, spec: JobSpec) -> JobId | None:
+        """Which job this line of the present list is; None: a new one. To be asked once for each
+        line, in their order."""
+        identity = _identity(spec)
+        jobs = self._known.get(identity, ())
+        number = self._seen[identity]
+        self._seen[identity] += 1
+        return jobs[number] if number < len(jobs) else None
+
+
+def _identity(spec: JobSpec) -> _Identity:
+    text = f"{spec.directory}\0{spec.command}".encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def ledger_of(events: Iterable[Event]) -> Ledger:
+    ledger = Ledger()
+    for event in events:
+        ledger.record(event)
+    return ledger

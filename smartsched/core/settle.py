@@ -1,0 +1,94 @@
+"""What becomes of a job when a run of it has ended, by the user's policy: events, no deeds."""
+
+from collections.abc import Iterator
+
+from smartsched.core.decide import is_given_up
+from smartsched.core.events import Event, GpuWithheld, Halted, JobFinished, JobRequeued
+from smartsched.core.model import EndedRun, GpuKey, Lost, Outcome, Running, Timestamp
+from smartsched.core.policy import Policy
+from smartsched.core.state import FAILURES_IN_A_ROW, QUICK_SECONDS, Closing, State
+
+_LONGEST_RETRY_DELAY_SECONDS = 3600.0
+# A machine that goes down is no fault of the job's; one that goes down each time may be.
+_LOSSES_FORGIVEN = 1
+
+
+def settle(state: State, now: Timestamp) -> Iterator[Event]:
+    """The next thing to be recorded, one at a time: what is recorded changes what follows."""
+    while event := _next(state, now):
+        yield event
+
+
+def _next(state: State, now: Timestamp) -> Event | None:
+    for ended in state.ended.values():
+        if (event := _settled(state, ended, now)) is not None:
+            return event
+    return _halted(state, now) or (_withheld(state, now) if state.policy.guard else None)
+
+
+def _settled(state: State, ended: EndedRun, now: Timestamp) -> JobFinished | JobRequeued | None:
+    requeued = _requeued(state, ended, now)
+    if requeued is None:
+        return JobFinished(now, ended.key, _outcome(ended))
+    run = state.runs.get(ended.key)
+    if run is None:
+        return requeued
+    # Two attempts at one job must not meet: what the first left behind has to go before.
+    return JobFinished(now, ended.key, "failed") if is_given_up(run, now) else None
+
+
+def _outcome(ended: EndedRun) -> Outcome:
+    if ended.succeeded:
+        return "ok"
+    return "stopped" if ended.why_stopped == "asked" else "failed"
+
+
+def _requeued(state: State, ended: EndedRun, now: Timestamp) -> JobRequeued | None:
+    if ended.succeeded or (ended.why_stopped == "asked" and state.closing >= Closing.STOP):
+        return None
+    if ended.why_stopped in ("survivor", "asked"):  # asked by a dispatcher that is no more
+        return JobRequeued(now, ended.key, "survivor", now)
+    job, retries = ended.job, state.policy.retries
+    if isinstance(ended.ending, Lost):
+        may_go_on = job.losses < max(retries, _LOSSES_FORGIVEN)
+        return JobRequeued(now, ended.key, "lost", now) if may_go_on else None
+    if job.failures < retries:
+        return JobRequeued(now, ended.key, "failed", now + _delay(state.policy, job.failures))
+    return None
+
+
+def _delay(policy: Policy, failures: int) -> float:
+    longest = max(_LONGEST_RETRY_DELAY_SECONDS, policy.retry_delay_seconds)
+    return min(policy.retry_delay_seconds * 2.0 ** min(failures, 30), longest)
+
+
+def _halted(state: State, now: Timestamp) -> Halted | None:
+    halt = state.policy.halt
+    if halt is None or state.halted or state.closing is not Closing.NO:
+        return None
+    why = halt.reached(state.totals, state.before)
+    return None if why is None else Halted(now, why, halt.stop)
+
+
+def _withheld(state: State, now: Timestamp) -> GpuWithheld | None:
+    for gpu, record in state.records.items():
+        failures = record.quick_failures
+        if any(failure.key in state.runs for failure in failures):
+            continue  # what a failed run left behind has to go before its job is tried elsewhere
+        if len(failures) >= FAILURES_IN_A_ROW and _others_do_well(state, gpu, now):
+            return GpuWithheld(now, gpu, tuple(failure.key for failure in failures))
+    return None
+
+
+def _others_do_well(state: State, suspect: GpuKey, now: Timestamp) -> bool:
+    """Whether a run that was started elsewhere since the failures began has done well, or has at
+    least lasted longer than they did."""
+    since = state.records[suspect].since
+    if any(r.proved_at >= since for gpu, r in state.records.items() if gpu != suspect):
+        return True
+    return any(
+        isinstance(run.status, Running)
+        and since <= run.status.since <= now - QUICK_SECONDS
+        and suspect not in {gpu.key for gpu in run.status.placement.gpus}
+        for run in state.runs.values()
+    )

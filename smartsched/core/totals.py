@@ -1,0 +1,18 @@
+"""How many jobs came to what."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Totals:
+    accepted: int = 0
+    rejected: int = 0
+    ok: int = 0
+    failed: int = 0
+    stopped: int = 0  # because the user asked; they run when the run is resumed
+    dropped: int = 0  # not on the list that the run was resumed with
+    gpu_seconds: float = 0.0
+
+    @property
+    def finished(self) -> int:
+        return self.ok + self.failed + self.stopped

@@ -1,0 +1,328 @@
+"""The journal on disk: cut, damaged, full and long."""
+
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from smartsched.core.events import Event, JobAccepted, RunBegan, RunClosed
+from smartsched.core.model import HostName, JobId, JobSpec
+from smartsched.core.records import encode
+from smartsched.edges.journal import FileJournal
+from smartsched.edges.runs import JOURNAL, Runs
+from smartsched.errors import JournalDamagedError
+from tests.builders import HOST, T0, accepted, exited, launched, placed
+
+BEGAN = RunBegan(T0, "test", HOST, "/somewhere", ("list",), None, "{}")
+HISTORY: list[Event] = [BEGAN, *accepted(2), placed(), launched(), exited()]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.jsonl"
+
+
+def opened(path: Path) -> FileJournal:
+    return FileJournal(lambda flags: os.open(path, flags, 0o600), str(path))
+
+
+def read(path: Path) -> list[Event]:
+    journal = opened(path)
+    try:
+        return list(journal.replay())
+    finally:
+        journal.close()
+
+
+def written(path: Path, *batches: list[Event]) -> bytes:
+    """What these batches come to on disk."""
+    journal = opened(path)
+    for batch in batches:
+        assert journal.write(batch) is None
+    journal.close()
+    return path.read_bytes()
+
+
+def many(first: int, count: int) -> list[Event]:
+    return [
+        JobAccepted(T0, JobId(job), JobSpec(f"echo {job} " + "x" * 200, f"list:{job}", "/"))
+        for job in range(first, first + count)
+    ]
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """As a full disk: what goes beyond is refused. Python ignores the signal that comes with it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mounting, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount a small disk, and not everywhere")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(ballast: Path) -> None:
+    """Until there is no room for anything else."""
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+
+
+def test_what_was_written_is_read_back_in_its_order(path: Path):
+    written(path, HISTORY[:1], HISTORY[1:4], [], HISTORY[4:])
+
+    journal = opened(path)
+    assert list(journal.replay()) == HISTORY
+    assert (journal.seq, journal.cut_off_bytes) == (len(HISTORY), 0)
+    journal.close()
+
+
+def test_lines_are_numbered_without_a_gap_over_several_dispatchers(path: Path):
+    written(path, HISTORY[:2])
+    journal = opened(path)
+    assert len(list(journal.replay())) == 2
+
+    assert journal.write(HISTORY[2:]) is None
+    journal.close()
+
+    assert path.read_bytes() == b"".join(encode(e, n) for n, e in enumerate(HISTORY, 1))
+    assert read(path) == HISTORY
+
+
+def test_a_record_is_on_disk_when_write_returns(path: Path):
+    journal = opened(path)
+
+    journal.write(HISTORY[:2])
+
+    assert path.read_bytes().count(b"\n") == 2
+    journal.write(HISTORY[2:3])
+    assert path.read_bytes().count(b"\n") == 3
+    journal.close()
+
+
+def test_writing_nothing_changes_nothing(path: Path):
+    before = written(path, HISTORY)
+    journal = opened(path)
+    list(journal.replay())
+
+    assert journal.write([]) is None
+
+    journal.close()
+    assert path.read_bytes() == before
+
+
+def test_the_past_can_be_read_again_while_it_is_being_added_to(path: Path):
+    journal = opened(path)
+    journal.write(HISTORY[:3])
+
+    assert list(journal.replay()) == HISTORY[:3]
+    assert journal.write(HISTORY[3:]) is None
+    assert list(journal.replay()) == HISTORY
+
+    journal.close()
+    assert read(path) == HISTORY
+
+
+def test_a_journal_cut_at_any_byte_holds_its_whole_records_and_goes_on(path: Path):
+    data = written(path, HISTORY)
+    ends = [at + 1 for at, byte in enumerate(data) if byte == 0x0A]
+
+    for size in range(ends[0], len(data) + 1):
+        path.write_bytes(data[:size])
+        whole = sum(end <= size for end in ends)
+        journal = opened(path)
+
+        assert list(journal.replay()) == HISTORY[:whole], size
+        assert journal.cut_off_bytes == size - max(end for end in ends if end <= size)
+        assert journal.write(HISTORY[whole:]) is None
+        journal.close()
+        assert path.read_bytes() == data
+
+
+def test_a_journal_without_one_whole_record_is_damaged(path: Path):
+    data = written(path, HISTORY)
+
+    for size in range(data.index(b"\n") + 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(JournalDamagedError, match=r"events\.jsonl"):
+            read(path)
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80, 0xFF])
+def test_a_flipped_byte_anywhere_is_never_believed(path: Path, mask: int):
+    data = written(path, HISTORY)
+
+    for at in range(len(data) - 1):
+        path.write_bytes(data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
+        line = data[:at].count(b"\n") + 1
+        with pytest.raises(JournalDamagedError, match=rf"events\.jsonl.* line {line}\b"):
+            read(path)
+
+
+def test_a_record_without_its_end_is_one_that_was_being_written(path: Path):
+    data = written(path, HISTORY)
+    path.write_bytes(data[:-1] + b"\x0b")
+    journal = opened(path)
+
+    assert list(journal.replay()) == HISTORY[:-1]
+
+    assert journal.cut_off_bytes == len(data) - data.rindex(b"\n", 0, -1) - 1
+    journal.close()
+    assert data.startswith(path.read_bytes())
+
+
+def test_a_byte_turned_into_a_line_s_end_is_never_believed(path: Path):
+    data = written(path, HISTORY)
+
+    for at in range(0, len(data) - 1, 7):
+        path.write_bytes(data[:at] + b"\n" + data[at + 1 :])
+        if data[at : at + 1] != b"\n":
+            with pytest.raises(JournalDamagedError):
+                read(path)
+
+
+@pytest.mark.parametrize("garbage", [b"\0" * 4096, b"garbage", b"{", b"\xff", b'{"seq":7'])
+def test_what_a_crash_left_behind_the_last_record_is_cut_off(path: Path, garbage: bytes):
+    data = written(path, HISTORY)
+    path.write_bytes(data + garbage)
+    journal = opened(path)
+
+    assert list(journal.replay()) == HISTORY
+    assert journal.cut_off_bytes == len(garbage)
+
+    journal.close()
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("garbage", [b"garbage\n", b"\n", b"{}\n", b"\0\n", b"\0" * 9 + b"\n{"])
+def test_a_whole_line_that_is_no_record_is_damage(path: Path, garbage: bytes):
+    path.write_bytes(written(path, HISTORY) + garbage)
+
+    with pytest.raises(JournalDamagedError, match=f"line {len(HISTORY) + 1}"):
+        read(path)
+
+
+def test_a_damaged_journal_is_left_as_it_is(path: Path):
+    damaged = written(path, HISTORY) + b"garbage\ntorn"
+    path.write_bytes(damaged)
+
+    with pytest.raises(JournalDamagedError):
+        read(path)
+
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("lines", [[0, 2], [0, 1, 1], [1, 2], [0, 2, 1], [0, 0]])
+def test_lines_that_are_missing_doubled_or_moved_are_damage(path: Path, lines: list[int]):
+    whole = written(path, HISTORY).splitlines(keepends=True)
+    path.write_bytes(b"".join(whole[line] for line in lines))
+
+    with pytest.raises(JournalDamagedError):
+        read(path)
+
+
+def test_of_another_run_s_journal_no_line_fits(path: Path, tmp_path: Path):
+    other = [BEGAN, *many(1, 3)]
+    ours = written(path, HISTORY).splitlines(keepends=True)
+    theirs = written(tmp_path / "other", other).splitlines(keepends=True)
+    path.write_bytes(ours[0] + theirs[2])
+
+    with pytest.raises(JournalDamagedError, match="some are missing"):
+        read(path)
+
+
+@pytest.mark.parametrize("room_bytes", [0, 1, 100, 1000, 4095])
+def test_without_room_nothing_is_written_and_later_it_goes_on(path: Path, room_bytes: int):
+    journal = opened(path)
+    journal.write(HISTORY)
+    before = path.read_bytes()
+
+    with largest_file(len(before) + room_bytes):
+        why = [journal.write(many(3, 20)) for _ in range(3)]
+
+    assert [reason is not None and "events.jsonl" in reason for reason in why] == [True] * 3
+    assert path.read_bytes() == before
+    assert journal.seq == len(HISTORY)
+    assert journal.write(many(3, 20)) is None
+    journal.close()
+    assert read(path) == [*HISTORY, *many(3, 20)]
+
+
+def test_what_still_fits_is_written(path: Path):
+    journal = opened(path)
+    journal.write(HISTORY)
+    closed = RunClosed(T0, complete=False, failed=0)
+
+    with largest_file(path.stat().st_size + 200):
+        assert journal.write(many(3, 20)) is not None
+        assert journal.write([closed]) is None
+
+    journal.close()
+    assert read(path) == [*HISTORY, closed]
+
+
+def test_on_a_disk_that_is_full_nothing_is_written_and_later_it_goes_on(small_disk: Path):
+    path = small_disk / "events.jsonl"
+    journal = opened(path)
+    journal.write(HISTORY)
+    before = path.read_bytes()
+    ballast = small_disk / "ballast"
+    fill(ballast)
+
+    why = journal.write(many(3, 100))
+
+    assert why is not None
+    assert "No space left" in why
+    assert path.read_bytes() == before
+    ballast.unlink()
+    assert journal.write(many(3, 100)) is None
+    journal.close()
+    assert read(path) == [*HISTORY, *many(3, 100)]
+
+
+def test_two_runs_that_write_by_turns_do_not_mix(tmp_path: Path):
+    runs = Runs(tmp_path / "state", HostName("here"))
+    new = [runs.create(name) for name in ("one", "two")]
+    journals = [
+        FileJournal(partial(each.folder.open_file, JOURNAL), each.folder.name) for each in new
+    ]
+    for number in range(1, 50):
+        for journal, each in zip(journals, new, strict=True):
+            batch = many(number, 1) if number > 1 else [BEGAN, *many(1, 1)]
+            assert journal.write(batch) is None
+            assert each.folder.name in ("one", "two")
+    for each in new:
+        each.publish()
+
+    for journal, each in zip(journals, new, strict=True):
+        assert list(journal.replay()) == [BEGAN, *many(1, 49)]
+        journal.close()
+        each.folder.close()
+
+
+def test_a_long_history_is_read_line_by_line(path: Path):
+    history = [BEGAN, *many(1, 5000)]
+    written(path, history)
+
+    journal = opened(path)
+    replay = journal.replay()
+    assert next(replay) == BEGAN
+    assert sum(1 for _ in replay) == 5000
+    assert journal.seq == 5001
+    journal.close()

@@ -1,0 +1,179 @@
+"""What must hold after every tick of any history, by the box's own account."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from smartsched.core.apply import apply
+from smartsched.core.events import (
+    Event,
+    GpuWithheld,
+    JobFinished,
+    JobRecalled,
+    RunResumed,
+)
+from smartsched.core.freeness import Share, Thresholds
+from smartsched.core.model import JobId, Lingering, Outcome, RunKey, Stopping
+from smartsched.core.policy import Policy
+from smartsched.core.records import decode_line
+from smartsched.core.state import State
+from smartsched.simulation.box import PretendBox
+
+# Deciding again at once is right after something was decided; doing so without end is not.
+MOST_TICKS_AT_ONE_MOMENT = 100
+ACCOUNT = (
+    "queue", "runs", "ended", "holds", "totals", "input_open", "read_to", "set_aside",
+    "interrupted", "closing", "halted", "before", "records", "withheld", "wait_timed_out",
+)  # fmt: skip
+
+
+@dataclass
+class Witness:
+    """Looks on at every tick; raises for whatever must never be."""
+
+    box: PretendBox
+    limits: Thresholds
+    ticks: int = 0
+    launches_seen: int = 0
+    reads: dict[int, list[float]] = field(default_factory=dict)
+    finished: dict[JobId, tuple[RunKey, Outcome]] = field(default_factory=dict)
+    replayed: State = field(default_factory=lambda: State(Policy("test")))
+    lines_replayed: int = 0
+    _dispatchers_seen: int = 0
+    _events_seen: int = 0
+    _met_at: float = 0.0
+    _ticks_at: tuple[float, int] = (0.0, 0)
+
+    def __post_init__(self) -> None:
+        self.box.observers.append(self.look)
+
+    def look(self, state: State, now: float) -> None:
+        self.ticks += 1
+        if self._dispatchers_seen != self.box.dispatchers:
+            self.meet_another_dispatcher(now)
+        self.note_outcomes()
+        self.note_reads(state)
+        self.it_does_not_run_in_circles()
+        self.no_job_is_forgotten(state)
+        self.a_gpu_has_one_run()
+        self.attempts_at_a_job_do_not_meet()
+        self.what_lives_is_known(state)
+        self.what_should_end_is_gone_soon(state, now)
+        self.the_journal_says_the_same(state)
+        for at, _run, _command, gpu in self.box.launched[self.launches_seen :]:
+            self.no_colleague_was_in_the_way(gpu, at)
+        self.launches_seen = len(self.box.launched)
+
+    def meet_another_dispatcher(self, now: float) -> None:
+        """It knows what is on disk, and has seen no GPU yet."""
+        self._met_at = now
+        self._dispatchers_seen = self.box.dispatchers
+        self._events_seen = 0
+        self.launches_seen = self.box.launched_by_others
+        self.finished.clear()
+        self.reads.clear()
+
+    def note_outcomes(self) -> None:
+        for event in self.box.events[self._events_seen :]:
+            self.note_outcome(event)
+        self._events_seen = len(self.box.events)
+
+    def note_outcome(self, event: Event) -> None:
+        match event:
+            case JobFinished(_, run, outcome):
+                assert run.job not in self.finished, "a job has two ends"
+                self.finished[run.job] = (run, outcome)
+            case RunResumed():
+                for job in self.stopped():
+                    del self.finished[job]
+            case GpuWithheld(runs=runs):
+                for run in runs:
+                    if self.finished.get(run.job) == (run, "failed"):
+                        del self.finished[run.job]
+            case JobRecalled(_, job):
+                self.finished.pop(job, None)
+            case _:
+                pass
+
+    def stopped(self) -> list[JobId]:
+        return [job for job, (_, outcome) in self.finished.items() if outcome == "stopped"]
+
+    def note_reads(self, state: State) -> None:
+        for watch in state.gpus.values():
+            times = self.reads.setdefault(watch.latest.index, [])
+            taken_at = watch.taken_at - self.box.clock.ahead_seconds
+            if not times or times[-1] < taken_at:
+                times.append(taken_at)
+
+    def it_does_not_run_in_circles(self) -> None:
+        now, (at, count) = self.box.clock.time, self._ticks_at
+        self._ticks_at = (now, count + 1 if now == at else 1)
+        assert self._ticks_at[1] <= MOST_TICKS_AT_ONE_MOMENT
+
+    def no_job_is_forgotten(self, state: State) -> None:
+        """Each is in one place, and counted as what it came to."""
+        places = Counter(job.id for job in state.queue)
+        places.update(run.job for run in state.ended)
+        places.update(run.key.job for run in state.runs.values() if is_unsettled(run.key, state))
+        places.update(list(state.set_aside))
+        places.update(list(self.finished))
+        assert sorted(places.elements()) == list(range(1, state.totals.accepted + 1))
+        came_to = Counter(outcome for _, outcome in self.finished.values())
+        totals = state.totals
+        counted = {"ok": totals.ok, "failed": totals.failed, "stopped": totals.stopped}
+        assert came_to == Counter(counted)
+        assert sorted(job.id for job in state.interrupted) == sorted(self.stopped())
+
+    def a_gpu_has_one_run(self) -> None:
+        used = [run.gpu_index for run in self.box.living.values()]
+        assert len(used) == len(set(used))
+
+    def attempts_at_a_job_do_not_meet(self) -> None:
+        jobs = [run.job for run in self.box.living]
+        assert len(jobs) == len(set(jobs))
+
+    def what_lives_is_known(self, state: State) -> None:
+        assert self.box.living.keys() == state.runs.keys()
+        for run in self.box.living.values():
+            hold = state.holds[run.launch.placement.gpus[0].key]
+            assert (hold.run, hold.pid) == (run.launch.run, run.pid)
+
+    def what_should_end_is_gone_soon(self, state: State, now: float) -> None:
+        for run in state.runs.values():
+            if isinstance(run.status, Stopping | Lingering):
+                since = max(run.status.since, self._met_at)
+                assert now <= since + state.policy.grace_seconds + 1, "nobody killed it"
+
+    def the_journal_says_the_same(self, state: State) -> None:
+        """As what happened, in this order; and if all of it is written, as what is believed."""
+        for number in range(self.lines_replayed, len(self.box.journal)):
+            event = decode_line(self.box.journal[number][:-1], number + 1)
+            apply(self.replayed, event)
+            assert event == self.box.events[number]
+        self.lines_replayed = len(self.box.journal)
+        if len(self.box.journal) == len(self.box.events):
+            for name in ACCOUNT:
+                assert getattr(self.replayed, name) == getattr(state, name), name
+
+    def no_colleague_was_in_the_way(self, gpu: int, at: float) -> None:
+        """Whenever the GPU was read within the window, the last time being no long ago."""
+        reads = [read for read in self.reads[gpu] if read <= at]
+        assert at - reads[-1] <= self.box.interval_seconds
+        window = self.limits.free_for_seconds
+        assert at - reads[0] >= window - self.box.interval_seconds
+        for read in reads:
+            if reads[-1] - read < window or read == reads[-1]:
+                assert not self.is_above_thresholds(gpu, read)
+
+    def is_above_thresholds(self, gpu: int, at: float) -> bool:
+        visits = self.box.strangers_at(gpu, at)
+        assert isinstance(self.limits.max_memory, Share)
+        held = 100 * sum(visit.memory_bytes for visit in visits) / self.box.memory_bytes
+        busiest = max((visit.utilization_percent for visit in visits), default=0)
+        return (
+            held > self.limits.max_memory.percent or busiest > self.limits.max_utilization_percent
+        )
+
+
+def is_unsettled(run: RunKey, state: State) -> bool:
+    """Whether it has not ended yet; one that lingers has."""
+    return not isinstance(state.runs[run].status, Lingering)
