@@ -29,6 +29,7 @@ from smartsched.edges.processes import Processes
 from smartsched.edges.requests import SignalRequests
 from smartsched.edges.runs import JOBS
 from smartsched.edges.sampler import Sampler
+from smartsched.edges.spawning import Spawner
 from smartsched.edges.tagged import Tagged
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import UsageError
@@ -102,7 +103,7 @@ def _assemble(
     output = _output(config, session, waiter, warn)
     stack.callback(output.close)
     hooks = _hooks(config, warn)
-    processes = _processes(session, waiter, output, hooks, sampler)
+    processes = _processes(stack, session, waiter, output, hooks, sampler)
     world = World(
         clock=clock,
         waiter=waiter,
@@ -118,20 +119,30 @@ def _assemble(
 
 
 def _processes(
-    session: Session, waiter: Waiter, output: Output, hooks: Hooks | NoHooks, sampler: Sampler
+    stack: ExitStack,
+    session: Session,
+    waiter: Waiter,
+    output: Output,
+    hooks: Hooks | NoHooks,
+    sampler: Sampler,
 ) -> Processes:
     attempts = Attempts(session.folder.make_folder(JOBS))
     for run in session.over:
         attempts.remove(run)
-    return Processes(
-        waiter,
+    spawner = Spawner(
         shell=session.config.shell,
         environment=os.environb,
         run_name=session.folder.name,
+        wrapper=WRAPPER,
+    )
+    stack.callback(spawner.close)
+    return Processes(
+        waiter,
+        run_name=session.folder.name,
+        spawner=spawner,
         output=output,
         attempts=attempts,
         family=Family(lambda: [*sampler.pids(), *hooks.pids()]),
-        wrapper=WRAPPER,
         on_other_end=hooks.ended,
     )
 

@@ -12,11 +12,11 @@ from smartsched.cli.wiring import check_source, first_snapshot, new_run_name, st
 from smartsched.config import Config, configure
 from smartsched.core import words
 from smartsched.core.apply import apply
-from smartsched.core.decide import current_verdict
 from smartsched.core.events import JobAccepted
 from smartsched.core.freeness import Unknown
 from smartsched.core.model import BadLine, GpuSample, JobSpec, Timestamp
 from smartsched.core.sight import see
+from smartsched.core.standing import current_verdict
 from smartsched.core.state import State
 from smartsched.core.survey import Survey, as_json, survey
 from smartsched.edges.clock import SteadyClock

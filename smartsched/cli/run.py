@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from smartsched.cli.dispatch import dispatch
-from smartsched.cli.session import begin, is_done, resume
+from smartsched.cli.resuming import is_done, resume
+from smartsched.cli.session import begin
 from smartsched.cli.wiring import check_source, new_run_name
 from smartsched.config import Config, configure
 from smartsched.core.model import Exited, Killed

@@ -1,39 +1,32 @@
-"""What a run has on disk when its dispatcher sets to work: begun here, or gone on with."""
+"""What a run has on disk when its dispatcher sets to work, and how it comes there."""
 
 import argparse
-import json
 import os
-import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from smartsched.cli.host import this_host
-from smartsched.cli.parser import LATEST, parse_again, remembered
-from smartsched.config import Config, configure
+from smartsched.cli.parser import remembered
+from smartsched.config import Config
 from smartsched.core.apply import apply, replay
 from smartsched.core.events import (
     Event,
     JobFinished,
     ListReplaced,
     RunBegan,
-    RunClosed,
-    RunPlaced,
     RunResumed,
 )
-from smartsched.core.ledger import Ledger
-from smartsched.core.model import EndedRun, Position, RunKey, Timestamp
+from smartsched.core.model import EndedRun, RunKey, Timestamp
 from smartsched.core.policy import Policy
-from smartsched.core.records import decode_line
 from smartsched.core.state import State
-from smartsched.edges.attempts import Attempts
-from smartsched.edges.continued import Continued
-from smartsched.edges.intake import Input, OneCommand, Spool, open_inputs
+from smartsched.edges.intake import Input, OneCommand
 from smartsched.edges.journal import FileJournal
-from smartsched.edges.runs import JOBS, JOURNAL, RunFolder, Runs
-from smartsched.errors import JournalDamagedError, StateError, UsageError
+from smartsched.edges.runs import JOURNAL, RunFolder, Runs
+from smartsched.edges.spool import Spool
+from smartsched.errors import StateError
 from smartsched.ports import FdWatcher, Intake
 
 
@@ -68,20 +61,6 @@ class Session:
             apply(state, event)
 
 
-@dataclass(slots=True)
-class _Past:
-    """What the journal of a run says."""
-
-    began: RunBegan
-    state: State
-    ledger: Ledger
-    options: str
-    inputs: tuple[str, ...]
-    lists: int = 0  # given since the first one
-    over: set[RunKey] = field(default_factory=set)
-    whole: set[int] = field(default_factory=set)  # inputs of which all is there
-
-
 def begin(
     stack: ExitStack,
     args: argparse.Namespace,
@@ -96,7 +75,7 @@ def begin(
     new = runs_of(args).create(name)
     began = RunBegan(now, name, this_host(), here, names, config.command, remembered(args))
     try:
-        journal = _journal(new.folder)
+        journal = open_journal(new.folder)
         intake = _first_intake(config, new.folder, inputs, config.working_directory or here, fds)
         events: list[Event] = [began, *intake.finished(now)]
         why = journal.write(events)
@@ -122,59 +101,6 @@ def begin(
     )
 
 
-def resume(
-    stack: ExitStack,
-    args: argparse.Namespace,
-    words: Sequence[str],
-    fds: FdWatcher,
-    now: Timestamp,
-) -> Session:
-    """Take up a run where its last dispatcher ended or died, in the folder where it began."""
-    runs = runs_of(args)
-    name, files = _which(runs, args)
-    inputs = _list_given(files)
-    folder = runs.open(name)
-    stack.callback(folder.close)
-    journal = _journal(folder)
-    stack.callback(journal.close)
-    past = _past_of(journal, name, Attempts(folder.make_folder(JOBS)).all())
-    _check_host(past, name)
-    past.whole = _whole(past, folder)
-    again = parse_again(words, past.options)
-    try:
-        os.chdir(past.began.directory)
-    except OSError as error:
-        raise StateError(f"cannot go to {past.began.directory}: {error.strerror}") from error
-    config = configure(again, name)
-    session = Session(
-        again,
-        config,
-        folder,
-        journal,
-        past.state,
-        _next_intake(past, args, config, folder, inputs, fds),
-        directory=past.began.directory,
-        single=past.began.command is not None,
-    )
-    stack.callback(session.intake.close)
-    names = tuple(source.name for source in inputs)
-    failed_too = args.resume_failed and not inputs
-    session.resumed = RunResumed(now, this_host(), remembered(again), failed_too)
-    session.replaced = ListReplaced(now, names) if inputs else None
-    session.notes = _notes(journal, past, inputs)
-    session.over = sorted(past.over)
-    return session
-
-
-def is_done(session: Session, args: argparse.Namespace) -> bool:
-    """Whether a resumed run has nothing left to do."""
-    state = session.state
-    if session.replaced is not None or state.queue or state.runs or state.ended:
-        return False
-    failed_too = args.resume_failed and state.totals.failed > 0
-    return not (state.input_open or state.interrupted or failed_too)
-
-
 def runs_of(args: argparse.Namespace) -> Runs:
     if args.state is not None:
         return Runs(Path(args.state), this_host())
@@ -183,11 +109,16 @@ def runs_of(args: argparse.Namespace) -> Runs:
     return Runs(platformdirs.user_state_path("smartsched", appauthor=False), this_host())
 
 
-def _journal(folder: RunFolder) -> FileJournal:
+def open_journal(folder: RunFolder) -> FileJournal:
     try:
         return FileJournal(partial(folder.open_file, JOURNAL), str(folder.path / JOURNAL))
     except OSError as error:
         raise StateError(f"cannot open {folder.path / JOURNAL}: {error.strerror}") from error
+
+
+def copies_in(folder: RunFolder, lists: int) -> Callable[[int, int], int]:
+    """Opens the copies of a list's inputs."""
+    return lambda number, flags: folder.open_file(f"list-{lists}-{number}", flags)
 
 
 def _first_intake(
@@ -196,180 +127,6 @@ def _first_intake(
     if config.command is not None:
         return OneCommand(config.command, directory)
     names = [source.name for source in inputs]
-    spool = Spool(_copies(folder, 0), inputs, names, directory, fds)
+    spool = Spool(copies_in(folder, 0), inputs, names, directory, fds)
     spool.sync()
     return spool
-
-
-def _copies(folder: RunFolder, lists: int) -> Callable[[int, int], int]:
-    """Opens the copies of a list's inputs."""
-    return lambda number, flags: folder.open_file(f"list-{lists}-{number}", flags)
-
-
-def _which(runs: Runs, args: argparse.Namespace) -> tuple[str, list[str]]:
-    """The run to go on with, and the files that are its new list."""
-    names = runs.names()
-    if args.resume != LATEST:
-        if args.resume in names:
-            return args.resume, args.files
-        if args.resume != "-" and not os.path.exists(args.resume):
-            known = f"; there are {', '.join(names[:5])}" if names else ""
-            raise UsageError(f"--resume: there is no run {args.resume}{known}")
-        args.files = [args.resume, *args.files]
-    return _latest(runs, names, failed_too=args.resume_failed), args.files
-
-
-def _latest(runs: Runs, names: Sequence[str], *, failed_too: bool) -> str:
-    """The run that began last in this folder and has something left; else that which began last."""
-    here = os.getcwd()
-    began_here = []
-    for name in names:
-        records = runs.first_and_last_record(name)
-        try:
-            began = decode_line(records[0], 1) if records is not None else None
-        except JournalDamagedError:
-            continue
-        if isinstance(began, RunBegan) and began.directory == here:
-            began_here.append((began.at, name, _has_something_left(records, failed_too=failed_too)))
-    if not began_here:
-        known = f"; there are {', '.join(names[:5])}: name one" if names else ""
-        raise UsageError(f"--resume: no run was begun in this folder{known}")
-    left = [run for run in began_here if run[2]] or began_here
-    return max(left)[1]
-
-
-def _has_something_left(records: tuple[bytes, bytes] | None, *, failed_too: bool) -> bool:
-    last = b"" if records is None else records[1]
-    try:
-        record = json.loads(last)
-        closed = RunClosed(record["at"], record["complete"], record["failed"])
-    except (ValueError, KeyError, TypeError):
-        return True  # it did not end by itself
-    return not closed.complete or (failed_too and closed.failed > 0)
-
-
-def _list_given(files: Sequence[str]) -> list[Input]:
-    """Standard input is a list only where somebody put one there: a run must not be taken to be
-    emptied by a scheduler, a terminal or an ssh that leaves /dev/null or a pipe there."""
-    if files:
-        return open_inputs(files)
-    try:
-        status = os.fstat(0)
-    except OSError:
-        return []
-    if stat.S_ISREG(status.st_mode) and status.st_size > 0:
-        return open_inputs(["-"])
-    return []
-
-
-def _past_of(journal: FileJournal, name: str, attempts: Collection[RunKey]) -> _Past:
-    past: _Past | None = None
-    for event in journal.replay():
-        match event:
-            case RunBegan():
-                state = State(Policy(name))
-                past = _Past(event, state, Ledger(), event.options, event.inputs)
-            case RunResumed(options=options) if past is not None:
-                past.options = options
-            case ListReplaced(inputs=inputs) if past is not None:
-                past.inputs = inputs
-                past.lists += 1
-            case RunPlaced(run=run) if past is not None and run in attempts:
-                past.over.add(run)
-            case _:
-                pass
-        assert past is not None  # the journal sees to it that it begins with a RunBegan
-        apply(past.state, event)
-        past.ledger.record(event)
-    assert past is not None
-    past.over -= past.state.runs.keys()
-    return past
-
-
-def _check_host(past: _Past, name: str) -> None:
-    here, hosts = this_host(), {gpu.host for gpu in past.state.holds}
-    elsewhere = hosts - {here}
-    if elsewhere:
-        raise StateError(
-            f"run {name} may have jobs that run on {', '.join(sorted(elsewhere))}, and this is"
-            f" {here}: go on with it there"
-        )
-
-
-def _next_intake(
-    past: _Past,
-    args: argparse.Namespace,
-    config: Config,
-    folder: RunFolder,
-    inputs: list[Input],
-    fds: FdWatcher,
-) -> Intake:
-    directory = config.working_directory or past.began.directory
-    state = past.state
-    if inputs:
-        past.ledger.replace_list()
-        names = [source.name for source in inputs]
-        lines: Intake = _new_list(_copies(folder, past.lists + 1), inputs, names, directory, fds)
-        read_to: Position | None = None
-    elif past.began.command is not None:
-        lines = OneCommand(past.began.command, directory)
-        if state.totals.accepted:
-            lines.take(1)
-        read_to = None
-    else:
-        # with a list that replaced another, what it names has to be counted from its beginning
-        read_to = state.read_to if past.lists else None
-        start = None if past.lists else state.read_to
-        copies = _copies(folder, past.lists)
-        lines = Spool(copies, [], past.inputs, directory, fds, past.whole, start)
-    return Continued(
-        lines,
-        past.ledger,
-        is_waiting=lambda job: job in state.set_aside or job in state.unnamed,
-        failed_too=args.resume_failed,
-        failed_first=not inputs,
-        read_to=read_to,
-    )
-
-
-def _new_list(
-    copies: Callable[[int, int], int],
-    inputs: list[Input],
-    names: list[str],
-    directory: str,
-    fds: FdWatcher,
-) -> Spool:
-    try:
-        spool = Spool(copies, inputs, names, directory, fds)
-        spool.sync()
-    except OSError as error:
-        raise StateError(f"cannot keep the list: {error.strerror}") from error
-    return spool
-
-
-def _whole(past: _Past, folder: RunFolder) -> set[int]:
-    """Inputs of which all is there: a copy may have suffered more than the journal."""
-    copies = _copies(folder, past.lists)
-    whole = set()
-    for number, size in past.state.whole_inputs.items():
-        fd = copies(number, os.O_RDONLY | os.O_CREAT)
-        if os.fstat(fd).st_size >= size:
-            whole.add(number)
-        os.close(fd)
-    return whole
-
-
-def _notes(journal: FileJournal, past: _Past, inputs: list[Input]) -> list[str]:
-    notes = []
-    if journal.cut_off_bytes:
-        notes.append(
-            f"the journal's last {journal.cut_off_bytes} bytes were no whole record any more, as"
-            " after a crash; left out"
-        )
-    broken_off = [name for n, name in enumerate(past.inputs) if n not in past.whole]
-    if broken_off and not inputs and past.state.input_open:
-        notes.append(
-            f"{', '.join(broken_off)} had not been read to its end when the last dispatcher ended:"
-            f" for the rest, smartsched --resume {past.began.name} FILE"
-        )
-    return notes

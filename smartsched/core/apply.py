@@ -36,13 +36,13 @@ from smartsched.core.events import (
     StopRequested,
     WaitTimedOut,
 )
+from smartsched.core.guard import keep_record, withhold
 from smartsched.core.model import (
     EndedRun,
     GpuKey,
     Job,
     JobId,
     Lingering,
-    Lost,
     NotStarted,
     Run,
     RunKey,
@@ -54,12 +54,8 @@ from smartsched.core.model import (
 )
 from smartsched.core.policy import Policy
 from smartsched.core.state import (
-    FAILURES_IN_A_ROW,
     FIRST_POSTPONE_SECONDS,
-    QUICK_SECONDS,
     Closing,
-    Failure,
-    Record,
     State,
     enqueue,
     postpone,
@@ -112,7 +108,7 @@ def apply(state: State, event: Event) -> None:  # noqa: C901, PLR0912  # a table
         case JobFinished() | JobRequeued():
             _settle(state, event)
         case GpuWithheld():
-            _withhold(state, event)
+            withhold(state, event)
         case GpuReleased(_, gpu, run):
             _release(state, event, gpu, run)
         case _:
@@ -320,7 +316,7 @@ def _settle(state: State, event: JobFinished | JobRequeued) -> None:
     ended = state.ended.pop(event.run, None)
     if ended is None:
         raise IllegalTransitionError(event, None)
-    _keep_record(state, ended, final=isinstance(event, JobFinished))
+    keep_record(state, ended, final=isinstance(event, JobFinished))
     match event:
         case JobFinished(outcome="ok"):
             state.totals.ok += 1
@@ -350,55 +346,6 @@ def _queue_again(state: State, job: Job) -> None:
     else:
         state.dropped[job.id] = job
         state.totals.dropped += 1
-
-
-def _keep_record(state: State, ended: EndedRun, *, final: bool) -> None:
-    """What its end says about its GPUs. Whatever was stopped, or vanished, says nothing."""
-    if ended.why_stopped is not None or isinstance(ended.ending, Lost):
-        return
-    for gpu in ended.placement.gpus:
-        record = state.records.setdefault(gpu.key, Record(ended.started_at))
-        if ended.succeeded or ended.seconds >= QUICK_SECONDS:
-            record.quick_failures = ()
-            record.proved_at = max(record.proved_at, ended.started_at)
-        else:
-            if not record.quick_failures:
-                record.since = ended.started_at
-            # one command that fails again and again says nothing of the GPU
-            others = [f for f in record.quick_failures if f.job.id != ended.job.id]
-            failures = (*others, Failure(ended.job, ended.key, final))
-            record.quick_failures = failures[-FAILURES_IN_A_ROW:]
-
-
-def _withhold(state: State, event: GpuWithheld) -> None:
-    record = state.records.get(event.gpu)
-    if record is None or tuple(f.key for f in record.quick_failures) != event.runs:
-        raise IllegalTransitionError(event, record)
-    state.withheld.add(event.gpu)
-    for failure in record.quick_failures:
-        job = failure.job
-        if failure.final:
-            state.totals.failed -= 1
-            failed_on = tuple(sorted({*job.failed_on, event.gpu}))
-            enqueue(state, replace(job, failed_on=failed_on, requeued_at=event.at))
-        else:
-            _forgive(state, job.id)
-    record.quick_failures = ()
-
-
-def _forgive(state: State, job_id: JobId) -> None:
-    """A failure is not held against a job that is to be tried again, or is already."""
-    state.queue = deque(
-        replace(job, failures=job.failures - 1) if job.id == job_id else job for job in state.queue
-    )
-    for key, run in state.runs.items():
-        if key.job == job_id:
-            job = replace(run.job, failures=run.job.failures - 1)
-            state.runs[key] = replace(run, job=job)
-    for key, ended in state.ended.items():
-        if key.job == job_id:
-            job = replace(ended.job, failures=ended.job.failures - 1)
-            state.ended[key] = replace(ended, job=job)
 
 
 def _holds_of(state: State, key: RunKey) -> Iterator[GpuKey]:

@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from smartsched.core import words
 from smartsched.core.actions import Action, Kill, Launch, Refresh, Terminate
 from smartsched.core.events import (
     Event,
@@ -15,18 +14,13 @@ from smartsched.core.events import (
     WaitTimedOut,
 )
 from smartsched.core.freeness import (
-    Busy,
     Free,
-    Unknown,
-    Verdict,
     Watch,
-    breach_words,
-    verdict,
 )
+from smartsched.core.guard import closed, is_suspect, why_all_fail
 from smartsched.core.model import (
     GpuKey,
     GpuSample,
-    GpuUnreadable,
     Job,
     Lingering,
     Placement,
@@ -39,8 +33,8 @@ from smartsched.core.model import (
     Wait,
 )
 from smartsched.core.placement import FreeGpu, place, visible_as
-from smartsched.core.selection import label
-from smartsched.core.state import FAILURES_IN_A_ROW, QUICK_SECONDS, Closing, State, position
+from smartsched.core.standing import current_verdict, why_none_is_free, why_not
+from smartsched.core.state import QUICK_SECONDS, Closing, State, position
 from smartsched.core.strangers import Hold, memory_is_back
 
 # A process that does not even die of SIGKILL hangs in the kernel; nothing we do changes that.
@@ -50,7 +44,6 @@ NONE_LEFT = "every free GPU is given to an earlier command"
 JUST_SEEN_SECONDS = 0.05
 # A job that failed is tried on another GPU; for so long it waits for one that runs of ours hold.
 WAIT_FOR_ANOTHER_GPU_SECONDS = 300.0
-THE_COMMAND_FAILS = "the command itself fails"
 # How soon to look again for memory that has not come back: half of the time since, within bounds.
 _FIRST_LOOK_AGAIN_SECONDS = 0.02
 
@@ -172,8 +165,8 @@ def _place_queued_jobs(
             decision.actions.append(Launch(run, job.spec, placement))
     decision.actions += [Refresh(gpu, now - JUST_SEEN_SECONDS) for gpu in unseen]
     _wake_for_tries(state, now, decision)
-    if not planned:
-        _halt_if_all_fails(state, now, decision)
+    if not planned and not state.runs and state.queue and state.policy.guard:
+        _halt_if_all_fail(state, now, decision)
 
 
 def plan(
@@ -211,19 +204,6 @@ def _to_avoid(state: State, job: Job, now: Timestamp) -> Collection[GpuKey]:
     return ()
 
 
-def closed(state: State) -> set[GpuKey]:
-    """GPUs on which nothing is started, free or not: broken ones, and those that may be."""
-    if not state.policy.guard:
-        return state.withheld
-    return state.withheld | {key for key in state.records if is_suspect(state, key)}
-
-
-def is_suspect(state: State, key: GpuKey) -> bool:
-    """Whether so many jobs in a row failed at once there that it may be the GPU."""
-    record = state.records.get(key)
-    return record is not None and len(record.quick_failures) >= FAILURES_IN_A_ROW
-
-
 def _wake_for_tries(state: State, now: Timestamp, decision: Decision) -> None:
     for job in state.queue:
         decision.wake_after(now, job.not_before)
@@ -235,28 +215,10 @@ def _wake_for_tries(state: State, now: Timestamp, decision: Decision) -> None:
                 decision.wake_after(now, run.status.since + QUICK_SECONDS)
 
 
-def _halt_if_all_fails(state: State, now: Timestamp, decision: Decision) -> None:
-    """Where there is no other GPU to wait for, it is not the GPUs."""
-    if state.runs or not state.policy.guard or not state.queue:
-        return
-    suspects = [key for key in state.records if is_suspect(state, key)]
-    if suspects and closed(state).issuperset(_usable(state)):
-        gpus = words.count(len(suspects), "GPU")
-        why = f"{THE_COMMAND_FAILS}: {FAILURES_IN_A_ROW} in a row failed at once on {gpus}"
+def _halt_if_all_fail(state: State, now: Timestamp, decision: Decision) -> None:
+    if (why := why_all_fail(state)) is not None:
         decision.events.append(Halted(now, why, stop=False))
         decision.wake_by(now)
-
-
-def _usable(state: State) -> list[GpuKey]:
-    """Those that are in order, whoever may use them just now."""
-    samples = ((key, watch.latest) for key, watch in state.gpus.items())
-    return [
-        key
-        for key, latest in samples
-        if isinstance(latest, GpuSample)
-        and latest.ailment is None
-        and latest.compute_mode != "prohibited"
-    ]
 
 
 def _just_seen(watch: Watch, now: Timestamp) -> bool:
@@ -279,85 +241,6 @@ def free_gpus(state: State, now: Timestamp, released: Collection[GpuKey] = ()) -
             case _:
                 pass
     return sorted(free, key=lambda gpu: (gpu.strangers_memory_bytes, position(gpu.reading)))
-
-
-def current_verdict(state: State, watch: Watch, now: Timestamp) -> Verdict:
-    """The verdict of the samples, unless they are too old to say anything about now."""
-    trouble = state.troubles.get(watch.latest.key.host)
-    if trouble is not None:
-        return Unknown(trouble.why)
-    age = now - watch.taken_at
-    if age > state.policy.stale_after_seconds and not isinstance(watch.latest, GpuUnreadable):
-        return Unknown(f"not seen for {words.duration(age)}")
-    return verdict(watch, state.policy.thresholds.free_for_seconds)
-
-
-def withheld_because(state: State, key: GpuKey, now: Timestamp) -> str | None:
-    """Why a GPU that ended a run of ours is still not given away; None: it runs, or is ours no
-    more."""
-    hold = state.holds.get(key)
-    if hold is None:
-        return None
-    run = state.runs.get(hold.run)
-    if run is not None and isinstance(run.status, Lingering):
-        stuck = "cannot be killed" if run.status.killed_at is not None else "are being stopped"
-        return f"processes that job {hold.run.job} left behind {stuck}"
-    if hold.cleared_at is None:
-        return None
-    waited = now - hold.cleared_at
-    late = waited > state.policy.memory_back_seconds
-    withheld = "withheld: " if late else ""
-    return f"{withheld}memory of job {hold.run.job} has not come back for {words.duration(waited)}"
-
-
-def why_closed(state: State, key: GpuKey) -> str:
-    """Why nothing is started on this GPU though it may be free; "" if that is no reason."""
-    if key in state.withheld:
-        return "withheld: one job after the other failed at once there, and not elsewhere"
-    if state.policy.guard and is_suspect(state, key):
-        return f"suspect: {FAILURES_IN_A_ROW} jobs in a row failed at once there"
-    return ""
-
-
-def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
-    """Why nothing can be started on this GPU now; "" if something can."""
-    if why := why_closed(state, key):
-        return why
-    hold = state.holds.get(key)
-    verdict_now = current_verdict(state, watch, now)
-    if hold is not None and hold.cleared_at is None:
-        return withheld_because(state, key, now) or f"runs job {hold.run.job}"
-    if hold is not None and not isinstance(verdict_now, Unknown):
-        return withheld_because(state, key, now) or ""
-    match verdict_now:
-        case Busy(breaches):
-            return "; ".join(breach_words(breaches, watch.taken_at))
-        case Unknown(why):
-            return why
-        case Free():
-            return ""
-
-
-def idles(state: State) -> bool:
-    """Whether there is a GPU where no run of ours is."""
-    return any(
-        (hold := state.holds.get(key)) is None or hold.cleared_at is not None for key in state.gpus
-    )
-
-
-def why_none_is_free(state: State, now: Timestamp) -> str:
-    """One clause a GPU, those that say the same together; of GPUs where runs of ours are, nothing
-    as long as there are others."""
-    if not state.gpus:
-        trouble = next(iter(state.troubles.values()), None)
-        return trouble.why if trouble is not None else "the GPUs have not been read yet"
-    reasons: dict[str, list[str]] = {}
-    held = [key for key in state.gpus if (hold := state.holds.get(key)) and hold.cleared_at is None]
-    for key, watch in state.in_order():
-        if key in held and len(held) < len(state.gpus):
-            continue
-        reasons.setdefault(why_not(state, key, watch, now), []).append(label(watch.latest))
-    return " · ".join(f"GPU {','.join(gpus)}: {why}" for why, gpus in reasons.items() if why)
 
 
 def _give_up_waiting(state: State, now: Timestamp, decision: Decision) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from smartsched.core.decide import is_given_up
-from smartsched.core.events import Event, GpuWithheld, Halted, JobFinished, JobRequeued
-from smartsched.core.model import EndedRun, GpuKey, Lost, Outcome, Running, Timestamp
+from smartsched.core.events import Event, Halted, JobFinished, JobRequeued
+from smartsched.core.guard import to_be_withheld
+from smartsched.core.model import EndedRun, Lost, Outcome, Timestamp
 from smartsched.core.policy import Policy
-from smartsched.core.state import FAILURES_IN_A_ROW, QUICK_SECONDS, Closing, State
+from smartsched.core.state import Closing, State
 
 _LONGEST_RETRY_DELAY_SECONDS = 3600.0
 # A machine that goes down is no fault of the job's; one that goes down each time may be.
@@ -23,7 +24,7 @@ def _next(state: State, now: Timestamp) -> Event | None:
     for ended in state.ended.values():
         if (event := _settled(state, ended, now)) is not None:
             return event
-    return _halted(state, now) or (_withheld(state, now) if state.policy.guard else None)
+    return _halted(state, now) or (to_be_withheld(state, now) if state.policy.guard else None)
 
 
 def _settled(state: State, ended: EndedRun, now: Timestamp) -> JobFinished | JobRequeued | None:
@@ -68,27 +69,3 @@ def _halted(state: State, now: Timestamp) -> Halted | None:
         return None
     why = halt.reached(state.totals, state.before)
     return None if why is None else Halted(now, why, halt.stop)
-
-
-def _withheld(state: State, now: Timestamp) -> GpuWithheld | None:
-    for gpu, record in state.records.items():
-        failures = record.quick_failures
-        if any(failure.key in state.runs for failure in failures):
-            continue  # what a failed run left behind has to go before its job is tried elsewhere
-        if len(failures) >= FAILURES_IN_A_ROW and _others_do_well(state, gpu, now):
-            return GpuWithheld(now, gpu, tuple(failure.key for failure in failures))
-    return None
-
-
-def _others_do_well(state: State, suspect: GpuKey, now: Timestamp) -> bool:
-    """Whether a run that was started elsewhere since the failures began has done well, or has at
-    least lasted longer than they did."""
-    since = state.records[suspect].since
-    if any(r.proved_at >= since for gpu, r in state.records.items() if gpu != suspect):
-        return True
-    return any(
-        isinstance(run.status, Running)
-        and since <= run.status.since <= now - QUICK_SECONDS
-        and suspect not in {gpu.key for gpu in run.status.placement.gpus}
-        for run in state.runs.values()
-    )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smartsched.core.decide import current_verdict, plan, why_not
+from smartsched.core.decide import plan
 from smartsched.core.freeness import (
     Busy,
     Free,
@@ -18,6 +18,7 @@ from smartsched.core.freeness import (
 from smartsched.core.model import GpuKey, GpuProcess, GpuSample, Job, Placement, Timestamp
 from smartsched.core.policy import Policy
 from smartsched.core.selection import label
+from smartsched.core.standing import current_verdict, why_not
 from smartsched.core.state import State
 
 Word = Literal["FREE", "BUSY", "UNKNOWN", "OURS"]

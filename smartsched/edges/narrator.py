@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from smartsched.core import words
-from smartsched.core.decide import THE_COMMAND_FAILS, Decision, idles
+from smartsched.core.decide import Decision
 from smartsched.core.endings import how_it_ended
 from smartsched.core.events import (
     DrainRequested,
@@ -24,6 +24,7 @@ from smartsched.core.events import (
     StopRequested,
     WaitTimedOut,
 )
+from smartsched.core.guard import THE_COMMAND_FAILS
 from smartsched.core.model import (
     EndedRun,
     HostName,
@@ -38,6 +39,7 @@ from smartsched.core.model import (
     Timestamp,
 )
 from smartsched.core.selection import label
+from smartsched.core.standing import idles
 from smartsched.core.state import State
 from smartsched.core.survey import gpu_rows
 

@@ -1,26 +1,15 @@
-"""Where the output of jobs goes: to a log file each, to our own stdout with a tag, or untouched."""
+"""Where the output of jobs goes: to a log file each, or untouched (tagged.py has the third way)."""
 
 import errno
 import os
-import select
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smartsched.core.actions import Launch
 from smartsched.core.model import Placement, RunKey
 from smartsched.errors import UsageError
-from smartsched.ports import FdWatcher
 
-_READ_BYTES = 1 << 16
-_LONGEST_LINE_BYTES = 1 << 20
-# What poll() promises: a pipe that is writable takes this much without blocking (POSIX PIPE_BUF).
-_WRITE_BYTES = 4096
-_WRITES_AT_ONCE = 64
-_LAST_READS = 16
-_MOST_UNWRITTEN_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16
 
 
@@ -140,140 +129,3 @@ class Untouched:
         return True
 
     def close(self) -> None: ...
-
-
-@dataclass(slots=True)
-class _Stream:
-    read_fd: int
-    write_fd: int  # the run's end; ours to close once the run has it
-    tag: bytes
-    pending: bytearray = field(default_factory=bytearray)
-
-
-class Tagged:
-    """An Output: every line of every job on one descriptor, whole, behind the job and its GPU.
-
-    A reader who is slow (a pager) slows the jobs, as any pipe would, and not this process.
-    """
-
-    def __init__(self, fds: FdWatcher, fd: int, when_gone: Callable[[str], None]) -> None:
-        """`when_gone` is called with the reason when nothing can be written to `fd` any more."""
-        self._fds = fds
-        self._fd = fd
-        self._when_gone = when_gone
-        self._streams: dict[RunKey, _Stream] = {}
-        self._unwritten = bytearray()
-        self._paused = False
-        self._gone = False
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
-
-    def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
-        if self._paused:
-            raise OSError(errno.EAGAIN, "whoever reads the output is slow")
-        read_fd, write_fd = os.pipe()
-        os.set_blocking(read_fd, False)
-        tag = f"[{run.job} gpu {launch.placement.labels}] ".encode()
-        self._streams[run] = _Stream(read_fd, write_fd, tag)
-        return [(os.POSIX_SPAWN_DUP2, write_fd, 1), (os.POSIX_SPAWN_DUP2, write_fd, 2)]
-
-    def opened(self, run: RunKey, *, started: bool) -> None:
-        stream = self._streams.get(run)
-        if stream is None:
-            return
-        os.close(stream.write_fd)
-        if not started:
-            os.close(self._streams.pop(run).read_fd)
-        elif not self._paused:
-            self._listen(stream)
-
-    def closed(self, run: RunKey) -> None:
-        stream = self._streams.pop(run, None)
-        if stream is None:
-            return
-        self._fds.forget(stream.read_fd)
-        for _ in range(_LAST_READS):  # somebody unknown may still write, and never end
-            if not self._read(stream):
-                break
-        if stream.pending:
-            self._emit(stream, [bytes(stream.pending)])
-        os.close(stream.read_fd)
-
-    def path(self, run: RunKey) -> None:
-        return None
-
-    def is_settled(self) -> bool:
-        """Whether the reader has taken everything."""
-        return not self._unwritten
-
-    def close(self) -> None:
-        """What the reader has not taken by now is dropped."""
-        self._fds.forget(self._fd)
-        self._unwritten.clear()
-
-    def _listen(self, stream: _Stream) -> None:
-        self._fds.watch(stream.read_fd, lambda: self._on_readable(stream))
-
-    def _on_readable(self, stream: _Stream) -> None:
-        if not self._read(stream):
-            self._fds.forget(stream.read_fd)
-
-    def _read(self, stream: _Stream) -> bool:
-        """Whether there may be more to come."""
-        try:
-            data = os.read(stream.read_fd, _READ_BYTES)
-        except BlockingIOError:
-            return False
-        stream.pending += data
-        *lines, rest = stream.pending.split(b"\n")
-        shown_from = rest.rfind(b"\r", 0, len(rest.rstrip(b"\r"))) + 1
-        rest = rest[shown_from:]
-        if len(rest) > _LONGEST_LINE_BYTES:
-            lines, rest = [*lines, rest], bytearray()
-        stream.pending = rest
-        self._emit(stream, lines)
-        return bool(data)
-
-    def _emit(self, stream: _Stream, lines: list[Any]) -> None:
-        if lines and not self._gone:
-            self._unwritten += b"".join([stream.tag + _as_seen(line) + b"\n" for line in lines])
-            self._write()
-
-    def _write(self) -> None:
-        """What the reader takes at once; for the rest, be woken when he takes more."""
-        for _ in range(_WRITES_AT_ONCE):
-            if not self._unwritten or not self._poll.poll(0):
-                break
-            self._write_some()
-        if self._unwritten:
-            self._wait_for_reader()
-        else:
-            self._fds.forget(self._fd)
-            self._resume()
-
-    def _wait_for_reader(self) -> None:
-        try:
-            self._fds.watch(self._fd, self._write, writable=True)
-        except PermissionError:  # a plain file: always writable, and epoll knows no such thing
-            while self._unwritten:
-                self._write_some()
-        if len(self._unwritten) > _MOST_UNWRITTEN_BYTES and not self._paused:
-            self._paused = True
-            for stream in self._streams.values():
-                self._fds.forget(stream.read_fd)
-
-    def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
-            for stream in self._streams.values():
-                self._listen(stream)
-
-    def _write_some(self) -> None:
-        try:
-            del self._unwritten[: os.write(self._fd, self._unwritten[:_WRITE_BYTES])]
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._gone = True
-            self._unwritten.clear()
-            self._when_gone(error.strerror or str(error))

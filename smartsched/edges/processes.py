@@ -7,12 +7,10 @@ an earlier dispatcher are adopted: no children of ours, they are watched through
 
 import errno
 import os
-import re
 import select
-import shutil
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -43,14 +41,13 @@ from smartsched.core.model import (
     Stopping,
     Timestamp,
 )
-from smartsched.core.tag import tag_of, variables_of
+from smartsched.core.tag import tag_of
 from smartsched.ports import FdWatcher
 
 Postponed = TypeVar("Postponed", RunPostponed, RunExited)
 
 # What the wrapper exits with when it cannot make its record; nothing was started then.
 NO_RECORD = 125
-_IS_NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 # Linux's MAX_ARG_STRLEN: the most that fits into one argument, its final NUL included.
 LONGEST_ARGUMENT_BYTES = 128 * 1024
 # Where no signal tells of the end of what a run left behind, how often to look.
@@ -69,10 +66,6 @@ _CLOSING_ROUNDS = 30
 _WANTING = {
     errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT,
 }  # fmt: skip
-_RESET_SIGNALS = [
-    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGCHLD,
-    signal.SIGXFSZ, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
-]  # fmt: skip
 
 
 class Output(Protocol):
@@ -92,6 +85,12 @@ class Output(Protocol):
         ...
 
     def path(self, run: RunKey) -> str | None: ...
+
+
+class Spawner(Protocol):
+    def spawn(
+        self, launch: Launch, record: str, script: str | None, output: Sequence[tuple[Any, ...]]
+    ) -> int: ...
 
 
 class AttemptRecord(Protocol):
@@ -147,25 +146,18 @@ class Processes:
         self,
         fds: FdWatcher,
         *,
-        shell: str,
-        environment: Mapping[bytes, bytes],
         run_name: str,
+        spawner: Spawner,
         output: Output,
         attempts: Attempts,
         family: Family,
-        wrapper: str,
         on_other_end: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`wrapper`: shell text that runs a command and keeps its record. `on_other_end`: told of
-        every child that ended and was no run's."""
+        """`on_other_end`: told of every child that ended and was no run's."""
         self._fds = fds
-        self._wrapper = [*_wrapped(wrapper, environment), "smartsched"]
-        self._umask = _umask()
         self._on_other_end = on_other_end
-        self._here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._shell = shell
-        self._environment = dict(environment)
         self._run_name = run_name
+        self._spawner = spawner
         self._output = output
         self._attempts = attempts
         self._family = family
@@ -179,13 +171,27 @@ class Processes:
 
     def launch(self, launch: Launch, now: Timestamp) -> RunLaunched | RunPostponed | RunExited:
         run = launch.run
+        command = launch.spec.command.encode("utf-8", "surrogateescape")
+        is_long = len(command) >= LONGEST_ARGUMENT_BYTES
         try:
-            pid = self._spawn(launch)
-        except _NotReadyError as error:
-            return self._not_started(run, RunPostponed(now, run, str(error)))
-        except _BegunBeforeError:
+            script = self._attempts.prepare(run, command if is_long else None)
+        except FileExistsError:
             why = "this attempt has begun before, though the journal does not know it"
             return RunExited(now, run, NotStarted(why), leftovers=0)
+        except OSError as error:
+            return self._not_started(run, RunPostponed(now, run, _why(error)))
+        try:
+            output = self._output.open(run, launch)
+        except OSError as error:  # that may be mended while the command waits
+            return self._not_started(run, RunPostponed(now, run, _why(error)))
+        return self._start(launch, script, output, now)
+
+    def _start(
+        self, launch: Launch, script: str | None, output: list[tuple[Any, ...]], now: Timestamp
+    ) -> RunLaunched | RunPostponed | RunExited:
+        run = launch.run
+        try:
+            pid = self._spawner.spawn(launch, self._attempts.record_path(run), script, output)
         except OSError as error:
             why = _why(error)
             if error.errno in _WANTING:
@@ -373,57 +379,6 @@ class Processes:
             for leader in self._leaders.values()
         ]
 
-    def _spawn(self, launch: Launch) -> int:
-        """Raises _NotReadyError for what has nothing to do with the command, _BegunBeforeError for
-        what must not be launched again, else OSError."""
-        run, spec = launch.run, launch.spec
-        command = spec.command.encode("utf-8", "surrogateescape")
-        is_long = len(command) >= LONGEST_ARGUMENT_BYTES
-        if not os.access(self._shell, os.X_OK):
-            raise OSError(errno.ENOENT, "it cannot be executed", self._shell)
-        try:
-            script = self._attempts.prepare(run, command if is_long else None)
-        except FileExistsError as error:
-            raise _BegunBeforeError from error
-        except OSError as error:
-            raise _NotReadyError(_why(error)) from error
-        try:
-            output = self._output.open(run, launch)
-        except OSError as error:
-            raise _NotReadyError(_why(error)) from error
-        what = [script] if script is not None else ["-c", command]
-        record = self._attempts.record_path(run)
-        argv = [*self._wrapper, record, self._umask, self._shell, *what]
-        if spec.directory:
-            os.chdir(spec.directory)
-        try:
-            return os.posix_spawn(
-                self._wrapper[0],
-                argv,
-                self._environment | self._variables(launch),
-                file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *output],
-                setsid=True,
-                setsigmask=[],
-                setsigdef=_RESET_SIGNALS,
-            )
-        finally:
-            if spec.directory:
-                os.fchdir(self._here)
-
-    def _variables(self, launch: Launch) -> dict[bytes, bytes]:
-        gpus = launch.placement.gpus
-        values = {
-            "CUDA_VISIBLE_DEVICES": ",".join(gpu.visible for gpu in gpus),
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            **variables_of(self._run_name, launch.run),
-            "SMARTSCHED_GPUS": launch.placement.labels,
-            "SMARTSCHED_GPU_UUIDS": ",".join(gpu.key.uuid for gpu in gpus),
-        }
-        variables = {name.encode(): value.encode() for name, value in values.items()}
-        if b"PYTHONUNBUFFERED" not in self._environment:
-            variables[b"PYTHONUNBUFFERED"] = b"1"
-        return variables
-
     def _reap(self) -> None:
         """Every child that ended: shells of runs, adopted orphans, the sampler."""
         while True:
@@ -468,31 +423,6 @@ class Processes:
         elif self._family.lives(leader.process):
             with suppress(OSError):
                 os.kill(leader.process.pid, signum)
-
-
-class _NotReadyError(Exception):
-    """A log or a record cannot be made; that may be mended while the command waits."""
-
-
-class _BegunBeforeError(Exception):
-    """There is a record of this attempt."""
-
-
-def _umask() -> str:
-    """Ours, which the jobs inherit, in octal digits."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return f"{mask:03o}"
-
-
-def _wrapped(wrapper: str, environment: Mapping[bytes, bytes]) -> list[str]:
-    """What runs the wrapper. dash drops variables that are no names, such as those in which bash
-    hands on functions (`module` of HPC boxes); bash -p hands them on, and reads no BASH_ENV. Where
-    SHELLOPTS is exported, it would hand on its -p as well."""
-    bash = None
-    if not all(_IS_NAME.fullmatch(name) for name in environment):
-        bash = shutil.which("bash")
-    return ["/bin/sh", "-c", wrapper] if bash is None else [bash, "-p", "-c", f"set +p; {wrapper}"]
 
 
 def _why(error: OSError) -> str:

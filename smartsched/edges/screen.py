@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from smartsched.core import words
-from smartsched.core.decide import why_none_is_free
 from smartsched.core.freeness import describe
 from smartsched.core.model import GpuProcess, Run, Running, Stopping, Timestamp
+from smartsched.core.standing import why_none_is_free
 from smartsched.core.state import Closing, State
 from smartsched.core.survey import GpuRow, Survey, gpu_rows
 

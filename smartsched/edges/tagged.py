@@ -231,9 +231,7 @@ class _Changes:
         self._when_changed = when_changed
         self._watches: dict[Path, int] = {}
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = -1
-        with suppress(AttributeError):  # not Linux
-            self._fd = self._libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+        self._fd = _inotify(self._libc)
         if self._fd >= 0:
             fds.watch(self._fd, self._on_readable)
 
@@ -261,6 +259,14 @@ class _Changes:
         with suppress(BlockingIOError):
             os.read(self._fd, _READ_BYTES)
         self._when_changed()
+
+
+def _inotify(libc: ctypes.CDLL) -> int:
+    """Its descriptor; -1 where there is none to be had."""
+    try:
+        return int(libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC))
+    except AttributeError:  # not Linux
+        return -1
 
 
 def _shown(path: Path) -> Path:

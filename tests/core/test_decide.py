@@ -12,12 +12,8 @@ from smartsched.core.decide import (
     UNKILLABLE_AFTER_SECONDS,
     WAIT_FOR_ANOTHER_GPU_SECONDS,
     Decision,
-    current_verdict,
     decide,
     free_gpus,
-    why_none_is_free,
-    why_not,
-    withheld_because,
 )
 from smartsched.core.events import (
     DrainRequested,
@@ -34,6 +30,7 @@ from smartsched.core.events import (
 from smartsched.core.freeness import Free, Thresholds, Unknown
 from smartsched.core.model import Exited, GpuReading, SamplerTrouble
 from smartsched.core.selection import Selection, parse_ids
+from smartsched.core.standing import current_verdict, why_none_is_free, why_not, withheld_because
 from smartsched.core.state import FIRST_POSTPONE_SECONDS, State
 from tests.builders import (
     HOST,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from smartsched.core.apply import apply, replay
-from smartsched.core.decide import THE_COMMAND_FAILS, UNKILLABLE_AFTER_SECONDS, decide
+from smartsched.core.decide import UNKILLABLE_AFTER_SECONDS, decide
 from smartsched.core.events import (
     DrainRequested,
     Event,
@@ -23,6 +23,7 @@ from smartsched.core.events import (
     RunStopping,
     StopRequested,
 )
+from smartsched.core.guard import THE_COMMAND_FAILS
 from smartsched.core.halt import parse_halt
 from smartsched.core.model import (
     Ending,

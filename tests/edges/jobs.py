@@ -25,6 +25,7 @@ from smartsched.edges.clock import SteadyClock
 from smartsched.edges.family import Family
 from smartsched.edges.outputs import LogFiles
 from smartsched.edges.processes import Output, Processes
+from smartsched.edges.spawning import Spawner
 from smartsched.edges.waiter import Waiter
 
 PATIENCE_SECONDS = 30.0
@@ -73,15 +74,20 @@ class Dispatcher:
         self.attempts_folder = folder / "jobs"
         self.attempts_folder.mkdir(0o700, exist_ok=True)
         self.attempts = Attempts(self.attempts_folder)
-        self.processes = Processes(
-            self.waiter,
+        spawner = Spawner(
             shell=shell,
             environment=dict(os.environb) if environment is None else environment,
             run_name=self.run_name,
+            wrapper=WRAPPER,
+        )
+        stack.callback(spawner.close)
+        self.processes = Processes(
+            self.waiter,
+            run_name=self.run_name,
+            spawner=spawner,
             output=self.output,
             attempts=self.attempts,
             family=Family(other_children),
-            wrapper=WRAPPER,
             on_other_end=on_other_end,
         )
         stack.callback(self.processes.close)

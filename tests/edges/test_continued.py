@@ -11,7 +11,8 @@ from smartsched.core.events import Event, InputRead, JobAccepted, JobFinished
 from smartsched.core.ledger import Ledger, ledger_of
 from smartsched.core.model import BadLine, JobId, JobSpec, Outcome, Position, RunKey
 from smartsched.edges.continued import Continued
-from smartsched.edges.intake import Spool, open_inputs
+from smartsched.edges.intake import open_inputs
+from smartsched.edges.spool import Spool
 from smartsched.ports import Arrived, Recall
 from tests.builders import T0
 

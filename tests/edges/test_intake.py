@@ -16,11 +16,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from smartsched.core import lines as command_lines
 from smartsched.core.events import InputRead
+from smartsched.core.lines import LineSplitter
 from smartsched.core.model import BadLine, JobSpec, Position
-from smartsched.edges import intake
 from smartsched.edges.clock import SteadyClock
-from smartsched.edges.intake import Input, Lines, LineSplitter, OneCommand, Spool, open_inputs
+from smartsched.edges.intake import Input, Lines, OneCommand, open_inputs
+from smartsched.edges.spool import Spool
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import UsageError
 from smartsched.ports import Arrived, Recall
@@ -163,7 +165,7 @@ def test_a_nul_byte_is_an_error_that_names_its_line_and_the_others_still_come():
 def test_a_line_that_is_too_long_is_named_and_the_next_one_comes(
     line: bytes, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(intake, "LONGEST_COMMAND_BYTES", 1000)
+    monkeypatch.setattr(command_lines, "LONGEST_COMMAND_BYTES", 1000)
     data = line + b"\nnext\n"
 
     found = split(*(data[at : at + 100] for at in range(0, len(data), 100)))
@@ -175,7 +177,7 @@ def test_a_line_that_is_too_long_is_named_and_the_next_one_comes(
 
 
 def test_a_list_of_one_endless_line_keeps_little_of_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(intake, "LONGEST_COMMAND_BYTES", 1000)
+    monkeypatch.setattr(command_lines, "LONGEST_COMMAND_BYTES", 1000)
 
     found = split(*[b"x" * 100] * 50)
 
@@ -184,14 +186,14 @@ def test_a_list_of_one_endless_line_keeps_little_of_it(monkeypatch: pytest.Monke
 
 def test_a_line_of_the_most_that_fits_is_taken_from_a_file(tmp_path: Path):
     path = tmp_path / "list"
-    path.write_bytes(b": " + b"x" * (intake.LONGEST_COMMAND_BYTES - 2) + b"\nnext\n")
+    path.write_bytes(b": " + b"x" * (command_lines.LONGEST_COMMAND_BYTES - 2) + b"\nnext\n")
 
     lines = lines_of(path)
     found: list[str] = []
     while not lines.ended():
         found += texts(lines.take(9))
 
-    assert [len(found[0]), found[1]] == [intake.LONGEST_COMMAND_BYTES, "next"]
+    assert [len(found[0]), found[1]] == [command_lines.LONGEST_COMMAND_BYTES, "next"]
 
 
 @given(
@@ -479,7 +481,7 @@ def test_resumed_anywhere_a_run_gets_just_the_rest(tmp_path: Path, inputs: list[
 def test_a_line_that_was_too_long_is_not_met_again(
     tmp_path: Path, copies: Copies, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(intake, "LONGEST_COMMAND_BYTES", 1000)
+    monkeypatch.setattr(command_lines, "LONGEST_COMMAND_BYTES", 1000)
     (tmp_path / "list").write_bytes(b"a\n" + b"x" * 200_000 + b"\nb\n")
     first, bad, last = rest_of(spooled(copies, tmp_path / "list"))
     assert isinstance(bad.what, BadLine)
@@ -549,7 +551,8 @@ def test_without_room_for_the_copy_of_a_pipe_nothing_is_lost(
 
 WITHOUT_ROOM = """
 import os, resource, sys
-from smartsched.edges.intake import Spool, open_inputs
+from smartsched.edges.intake import open_inputs
+from smartsched.edges.spool import Spool
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 flags = os.O_RDWR | os.O_CREAT
 try:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from smartsched.core.model import Exited, JobId, RunKey
-from smartsched.edges.outputs import LogFiles, Tagged, Untouched, log_name, tail
+from smartsched.edges.outputs import LogFiles, Untouched, log_name, tail
+from smartsched.edges.tagged import Tagged
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import UsageError
 from tests.edges.jobs import Dispatcher, launch_of
@@ -42,6 +43,19 @@ class Listener:
             self.heard += data
 
 
+def output_folder() -> Path:
+    """The run's own, for what is not shown yet."""
+    folder = Path.cwd().parent / "output"
+    folder.mkdir(0o700, exist_ok=True)
+    return folder
+
+
+def tagged_to(waiter: Waiter, fd: int, gone: list[str] | None = None) -> Tagged:
+    """Notes in `gone` that the reader is."""
+    told = [] if gone is None else gone
+    return Tagged(output_folder(), waiter, fd, lambda _: told.append("gone"))
+
+
 @pytest.fixture
 def listener() -> Listener:
     return Listener()
@@ -55,7 +69,9 @@ def gone() -> list[str]:
 @pytest.fixture
 def tagged(dispatcher_of: MakeDispatcher, listener: Listener, gone: list[str]) -> Dispatcher:
     return dispatcher_of(
-        output=lambda waiter: Tagged(waiter, listener.write_fd, lambda _: gone.append("gone"))
+        output=lambda waiter: Tagged(
+            output_folder(), waiter, listener.write_fd, lambda _: gone.append("gone")
+        )
     )
 
 
@@ -286,7 +302,9 @@ def test_when_the_reader_is_gone_it_is_said_once_and_jobs_go_on(
 @pytest.mark.parametrize("name", ["file", "/dev/null"])
 def test_stdout_may_be_what_epoll_does_not_know(dispatcher_of: MakeDispatcher, name: str):
     fd = os.open(name, os.O_WRONLY | os.O_CREAT, 0o600)
-    dispatcher = dispatcher_of(output=lambda waiter: Tagged(waiter, fd, lambda _: None))
+    dispatcher = dispatcher_of(
+        output=lambda waiter: Tagged(output_folder(), waiter, fd, lambda _: None)
+    )
 
     assert dispatcher.run("seq 50000") == Exited(0)
 
@@ -300,7 +318,9 @@ def test_a_full_disk_ends_the_output_and_not_the_jobs(
     dispatcher_of: MakeDispatcher, gone: list[str]
 ):
     fd = os.open("/dev/full", os.O_WRONLY)
-    dispatcher = dispatcher_of(output=lambda w: Tagged(w, fd, lambda _: gone.append("gone")))
+    dispatcher = dispatcher_of(
+        output=lambda w: Tagged(output_folder(), w, fd, lambda _: gone.append("gone"))
+    )
 
     assert dispatcher.run("seq 50000") == Exited(0)
     assert dispatcher.run("seq 50000", 2) == Exited(0)
@@ -318,7 +338,7 @@ def test_no_descriptor_stays_open_whether_or_not_a_job_starts(
 
     def output(waiter: Waiter) -> Tagged:
         waiters.append(waiter)
-        return Tagged(waiter, listener.write_fd, lambda _: None)
+        return tagged_to(waiter, listener.write_fd)
 
     dispatcher = dispatcher_of(output=output, shell="/no/such/shell")
     before = os.listdir("/proc/self/fd")
@@ -328,6 +348,51 @@ def test_no_descriptor_stays_open_whether_or_not_a_job_starts(
 
     assert os.listdir("/proc/self/fd") == before
     listener.all()
+
+
+def test_what_was_shown_is_tidied_away(tagged: Dispatcher, listener: Listener):
+    listener.listen()
+
+    tagged.run("seq 1000")
+    close_output(tagged)
+
+    assert list(output_folder().iterdir()) == []
+    assert len(listener.all().splitlines()) == 1000
+
+
+def test_another_dispatcher_goes_on_where_the_reading_stopped(
+    dispatcher_of: MakeDispatcher, listener: Listener
+):
+    """The first one dies without a word; its job does not notice."""
+    path, run = output_folder() / "0001.1", launch_of("").run
+    path.write_bytes(b"shown\nhalf")
+    path.with_name("0001.1.shown").write_bytes(b"%020d" % len(b"shown\n"))
+    dispatcher = dispatcher_of(output=lambda waiter: tagged_to(waiter, listener.write_fd))
+    listener.listen()
+    assert isinstance(dispatcher.output, Tagged)
+
+    dispatcher.output.adopt(run, launch_of("").placement)
+    with path.open("ab") as job:
+        job.write(b" a line\n")
+    dispatcher.until(lambda: listener.heard)
+    dispatcher.output.closed(run)
+
+    assert everything(dispatcher, listener) == ["[1 gpu 3] half a line"]
+
+
+def test_where_the_kernel_tells_of_no_changes_output_is_looked_for(
+    dispatcher_of: MakeDispatcher, listener: Listener, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("smartsched.edges.tagged._inotify", lambda _: -1)
+    dispatcher = dispatcher_of(output=lambda waiter: tagged_to(waiter, listener.write_fd))
+    listener.listen()
+
+    run = dispatcher.start("echo first; until test -e go; do sleep 0.05; done")
+    dispatcher.until(lambda: listener.heard)
+    Path("go").touch()
+
+    assert dispatcher.exit_of(run).ending == Exited(0)
+    assert everything(dispatcher, listener) == ["[1 gpu 3] first"]
 
 
 def test_a_process_left_behind_does_not_hold_up_the_output(tagged: Dispatcher, listener: Listener):

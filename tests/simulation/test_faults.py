@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from smartsched.core.decide import THE_COMMAND_FAILS
 from smartsched.core.events import GpuWithheld, Halted, RunExited
+from smartsched.core.guard import THE_COMMAND_FAILS
 from smartsched.core.model import Ending, Exited, Killed
 from smartsched.core.state import State
 from smartsched.simulation.box import PretendBox, PretendJob, commands_at_once

@@ -1,0 +1,131 @@
+"""The guard against black holes: GPUs on which one job after the other fails at once.
+
+What fails everywhere is the command, what fails on one GPU alone is that GPU. Until it is known, a
+suspect GPU takes no more.
+"""
+
+from collections import deque
+from dataclasses import replace
+
+from smartsched.core import words
+from smartsched.core.events import GpuWithheld
+from smartsched.core.model import EndedRun, GpuKey, GpuSample, JobId, Lost, Running, Timestamp
+from smartsched.core.state import (
+    FAILURES_IN_A_ROW,
+    QUICK_SECONDS,
+    Failure,
+    Record,
+    State,
+    enqueue,
+)
+from smartsched.errors import IllegalTransitionError
+
+THE_COMMAND_FAILS = "the command itself fails"
+
+
+def closed(state: State) -> set[GpuKey]:
+    """GPUs on which nothing is started, free or not: broken ones, and those that may be."""
+    if not state.policy.guard:
+        return state.withheld
+    return state.withheld | {key for key in state.records if is_suspect(state, key)}
+
+
+def is_suspect(state: State, key: GpuKey) -> bool:
+    """Whether so many jobs in a row failed at once there that it may be the GPU."""
+    record = state.records.get(key)
+    return record is not None and len(record.quick_failures) >= FAILURES_IN_A_ROW
+
+
+def to_be_withheld(state: State, now: Timestamp) -> GpuWithheld | None:
+    """A suspect GPU that is to blame, since runs started elsewhere do well."""
+    for gpu, record in state.records.items():
+        failures = record.quick_failures
+        if any(failure.key in state.runs for failure in failures):
+            continue  # what a failed run left behind has to go before its job is tried elsewhere
+        if len(failures) >= FAILURES_IN_A_ROW and _others_do_well(state, gpu, now):
+            return GpuWithheld(now, gpu, tuple(failure.key for failure in failures))
+    return None
+
+
+def _others_do_well(state: State, suspect: GpuKey, now: Timestamp) -> bool:
+    """Whether a run that was started elsewhere since the failures began has done well, or has at
+    least lasted longer than they did."""
+    since = state.records[suspect].since
+    if any(r.proved_at >= since for gpu, r in state.records.items() if gpu != suspect):
+        return True
+    return any(
+        isinstance(run.status, Running)
+        and since <= run.status.since <= now - QUICK_SECONDS
+        and suspect not in {gpu.key for gpu in run.status.placement.gpus}
+        for run in state.runs.values()
+    )
+
+
+def why_all_fail(state: State) -> str | None:
+    """Where there is no other GPU to wait for, it is not the GPUs; None: that is not so."""
+    suspects = [key for key in state.records if is_suspect(state, key)]
+    if not suspects or not closed(state).issuperset(_usable(state)):
+        return None
+    gpus = words.count(len(suspects), "GPU")
+    return f"{THE_COMMAND_FAILS}: {FAILURES_IN_A_ROW} in a row failed at once on {gpus}"
+
+
+def _usable(state: State) -> list[GpuKey]:
+    """Those that are in order, whoever may use them just now."""
+    samples = ((key, watch.latest) for key, watch in state.gpus.items())
+    return [
+        key
+        for key, latest in samples
+        if isinstance(latest, GpuSample)
+        and latest.ailment is None
+        and latest.compute_mode != "prohibited"
+    ]
+
+
+def keep_record(state: State, ended: EndedRun, *, final: bool) -> None:
+    """What its end says about its GPUs. Whatever was stopped, or vanished, says nothing."""
+    if ended.why_stopped is not None or isinstance(ended.ending, Lost):
+        return
+    for gpu in ended.placement.gpus:
+        record = state.records.setdefault(gpu.key, Record(ended.started_at))
+        if ended.succeeded or ended.seconds >= QUICK_SECONDS:
+            record.quick_failures = ()
+            record.proved_at = max(record.proved_at, ended.started_at)
+        else:
+            if not record.quick_failures:
+                record.since = ended.started_at
+            # one command that fails again and again says nothing of the GPU
+            others = [f for f in record.quick_failures if f.job.id != ended.job.id]
+            failures = (*others, Failure(ended.job, ended.key, final))
+            record.quick_failures = failures[-FAILURES_IN_A_ROW:]
+
+
+def withhold(state: State, event: GpuWithheld) -> None:
+    record = state.records.get(event.gpu)
+    if record is None or tuple(f.key for f in record.quick_failures) != event.runs:
+        raise IllegalTransitionError(event, record)
+    state.withheld.add(event.gpu)
+    for failure in record.quick_failures:
+        job = failure.job
+        if failure.final:
+            state.totals.failed -= 1
+            failed_on = tuple(sorted({*job.failed_on, event.gpu}))
+            enqueue(state, replace(job, failed_on=failed_on, requeued_at=event.at))
+        else:
+            _forgive(state, job.id)
+    record.quick_failures = ()
+
+
+def _forgive(state: State, job_id: JobId) -> None:
+    """A failure is not held against a job that is to be tried again, or is already."""
+    state.queue = deque(
+        replace(job, failures=job.failures - 1) if job.id == job_id else job for job in state.queue
+    )
+    for key, run in state.runs.items():
+        if key.job == job_id:
+            job = replace(run.job, failures=run.job.failures - 1)
+            state.runs[key] = replace(run, job=job)
+    for key, ended in state.ended.items():
+        if key.job == job_id:
+            job = replace(ended.job, failures=ended.job.failures - 1)
+            state.ended[key] = replace(ended, job=job)

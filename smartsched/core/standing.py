@@ -1,0 +1,87 @@
+"""Where each GPU stands: whether something may be started on it now, and why not, in words."""
+
+from smartsched.core import words
+from smartsched.core.freeness import Busy, Free, Unknown, Verdict, Watch, breach_words, verdict
+from smartsched.core.guard import is_suspect
+from smartsched.core.model import GpuKey, GpuUnreadable, Lingering, Timestamp
+from smartsched.core.selection import label
+from smartsched.core.state import FAILURES_IN_A_ROW, State
+
+
+def current_verdict(state: State, watch: Watch, now: Timestamp) -> Verdict:
+    """The verdict of the samples, unless they are too old to say anything about now."""
+    trouble = state.troubles.get(watch.latest.key.host)
+    if trouble is not None:
+        return Unknown(trouble.why)
+    age = now - watch.taken_at
+    if age > state.policy.stale_after_seconds and not isinstance(watch.latest, GpuUnreadable):
+        return Unknown(f"not seen for {words.duration(age)}")
+    return verdict(watch, state.policy.thresholds.free_for_seconds)
+
+
+def withheld_because(state: State, key: GpuKey, now: Timestamp) -> str | None:
+    """Why a GPU that ended a run of ours is still not given away; None: it runs, or is ours no
+    more."""
+    hold = state.holds.get(key)
+    if hold is None:
+        return None
+    run = state.runs.get(hold.run)
+    if run is not None and isinstance(run.status, Lingering):
+        stuck = "cannot be killed" if run.status.killed_at is not None else "are being stopped"
+        return f"processes that job {hold.run.job} left behind {stuck}"
+    if hold.cleared_at is None:
+        return None
+    waited = now - hold.cleared_at
+    late = waited > state.policy.memory_back_seconds
+    withheld = "withheld: " if late else ""
+    return f"{withheld}memory of job {hold.run.job} has not come back for {words.duration(waited)}"
+
+
+def why_closed(state: State, key: GpuKey) -> str:
+    """Why nothing is started on this GPU though it may be free; "" if that is no reason."""
+    if key in state.withheld:
+        return "withheld: one job after the other failed at once there, and not elsewhere"
+    if state.policy.guard and is_suspect(state, key):
+        return f"suspect: {FAILURES_IN_A_ROW} jobs in a row failed at once there"
+    return ""
+
+
+def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
+    """Why nothing can be started on this GPU now; "" if something can."""
+    if why := why_closed(state, key):
+        return why
+    hold = state.holds.get(key)
+    verdict_now = current_verdict(state, watch, now)
+    if hold is not None and hold.cleared_at is None:
+        return withheld_because(state, key, now) or f"runs job {hold.run.job}"
+    if hold is not None and not isinstance(verdict_now, Unknown):
+        return withheld_because(state, key, now) or ""
+    match verdict_now:
+        case Busy(breaches):
+            return "; ".join(breach_words(breaches, watch.taken_at))
+        case Unknown(why):
+            return why
+        case Free():
+            return ""
+
+
+def idles(state: State) -> bool:
+    """Whether there is a GPU where no run of ours is."""
+    return any(
+        (hold := state.holds.get(key)) is None or hold.cleared_at is not None for key in state.gpus
+    )
+
+
+def why_none_is_free(state: State, now: Timestamp) -> str:
+    """One clause a GPU, those that say the same together; of GPUs where runs of ours are, nothing
+    as long as there are others."""
+    if not state.gpus:
+        trouble = next(iter(state.troubles.values()), None)
+        return trouble.why if trouble is not None else "the GPUs have not been read yet"
+    reasons: dict[str, list[str]] = {}
+    held = [key for key in state.gpus if (hold := state.holds.get(key)) and hold.cleared_at is None]
+    for key, watch in state.in_order():
+        if key in held and len(held) < len(state.gpus):
+            continue
+        reasons.setdefault(why_not(state, key, watch, now), []).append(label(watch.latest))
+    return " · ".join(f"GPU {','.join(gpus)}: {why}" for why, gpus in reasons.items() if why)

@@ -1,0 +1,92 @@
+"""Starts a command: its environment, its folder, and the wrapper that keeps its record."""
+
+import errno
+import os
+import re
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from smartsched.core.actions import Launch
+from smartsched.core.tag import variables_of
+
+_IS_NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_RESET_SIGNALS = [
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGCHLD,
+    signal.SIGXFSZ, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+]  # fmt: skip
+
+
+class Spawner:
+    """Starts commands as sessions of their own."""
+
+    def __init__(
+        self, *, shell: str, environment: Mapping[bytes, bytes], run_name: str, wrapper: str
+    ) -> None:
+        """`wrapper`: shell text that runs a command and keeps its record."""
+        self._shell = shell
+        self._environment = dict(environment)
+        self._run_name = run_name
+        self._wrapper = [*_wrapped(wrapper, environment), "smartsched"]
+        self._umask = _umask()
+        self._here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def spawn(
+        self, launch: Launch, record: str, script: str | None, output: Sequence[tuple[Any, ...]]
+    ) -> int:
+        """The pid of the wrapper. `script`: where the command is, if it is too long for an
+        argument; `output`: what posix_spawn has to do to descriptors. Raises OSError."""
+        if not os.access(self._shell, os.X_OK):
+            raise OSError(errno.ENOENT, "it cannot be executed", self._shell)
+        command = launch.spec.command.encode("utf-8", "surrogateescape")
+        what = ["-c", command] if script is None else [script]
+        if launch.spec.directory:
+            os.chdir(launch.spec.directory)
+        try:
+            return os.posix_spawn(
+                self._wrapper[0],
+                [*self._wrapper, record, self._umask, self._shell, *what],
+                self._environment | self._variables(launch),
+                file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *output],
+                setsid=True,
+                setsigmask=[],
+                setsigdef=_RESET_SIGNALS,
+            )
+        finally:
+            if launch.spec.directory:
+                os.fchdir(self._here)
+
+    def close(self) -> None:
+        os.close(self._here)
+
+    def _variables(self, launch: Launch) -> dict[bytes, bytes]:
+        gpus = launch.placement.gpus
+        values = {
+            "CUDA_VISIBLE_DEVICES": ",".join(gpu.visible for gpu in gpus),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            **variables_of(self._run_name, launch.run),
+            "SMARTSCHED_GPUS": launch.placement.labels,
+            "SMARTSCHED_GPU_UUIDS": ",".join(gpu.key.uuid for gpu in gpus),
+        }
+        variables = {name.encode(): value.encode() for name, value in values.items()}
+        if b"PYTHONUNBUFFERED" not in self._environment:
+            variables[b"PYTHONUNBUFFERED"] = b"1"
+        return variables
+
+
+def _umask() -> str:
+    """Ours, which the jobs inherit, in octal digits."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return f"{mask:03o}"
+
+
+def _wrapped(wrapper: str, environment: Mapping[bytes, bytes]) -> list[str]:
+    """What runs the wrapper. dash drops variables that are no names, such as those in which bash
+    hands on functions (`module` of HPC boxes); bash -p hands them on, and reads no BASH_ENV. Where
+    SHELLOPTS is exported, it would hand on its -p as well."""
+    bash = None
+    if not all(_IS_NAME.fullmatch(name) for name in environment):
+        bash = shutil.which("bash")
+    return ["/bin/sh", "-c", wrapper] if bash is None else [bash, "-p", "-c", f"set +p; {wrapper}"]
