@@ -31,6 +31,7 @@ OutputMode = Literal["log", "tag", "raw"]
 class Config:
     """Everything the user decided."""
 
+    run_name: str
     policy: Policy
     command: str | None  # None: commands come from `inputs`
     inputs: tuple[str, ...]
@@ -49,13 +50,14 @@ class Config:
     notes: tuple[str, ...]  # what the user may not expect and should know
 
 
-def configure(args: argparse.Namespace, run_name: str) -> Config:
-    """Raises UsageError for a value that cannot be, naming the flag."""
+def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Config:
+    """Raises UsageError for a value that cannot be, naming the flag. `run_id`: what tells the run
+    from others of its name; "": the name does."""
     selection, notes = _selection(args)
     output: OutputMode = args.output or ("raw" if args.command is not None else "log")
     interval = flag("--interval", parse_interval, args.interval)
     policy = Policy(
-        run_name=run_name,
+        run_id=run_id or run_name,
         thresholds=_thresholds(args),
         selection=selection,
         visible_by=args.visible,
@@ -75,6 +77,7 @@ def configure(args: argparse.Namespace, run_name: str) -> Config:
     )
     color = not args.no_color and not os.environ.get("NO_COLOR")
     return Config(
+        run_name=run_name,
         policy=policy,
         command=args.command,
         inputs=tuple(args.files),
@@ -144,6 +147,15 @@ def _selection(args: argparse.Namespace) -> tuple[Selection, tuple[str, ...]]:
         ) from error
     note = f"{name}={inherited} in the environment limits this to those GPUs; --gpus overrides it"
     return Selection(wanted, name, excluded), (note,)
+
+
+def inherited_gpus(args: argparse.Namespace) -> str | None:
+    """What limits the choice of GPUs though no flag says so: to be remembered with the run, since
+    another shell may resume it. None: nothing does."""
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if args.gpus is not None or args.simulate is not None or args.replay is not None:
+        return None
+    return _before_the_first_invalid(inherited or "") or None
 
 
 def _before_the_first_invalid(devices: str) -> str:

@@ -92,8 +92,7 @@ class Loop:
         now, launcher = resumed.at, self._world.launcher
         self._record([resumed], now)
         for run in list(self.state.runs.values()):
-            if (event := launcher.adopt(run, now)) is not None:
-                self._record([event], now)
+            self._record(launcher.adopt(run, now), now)
         self._record(launcher.take(now), now)  # what ended meanwhile did not outlive anybody
         if not adopt:
             runs = self.state.runs.items()
@@ -102,6 +101,7 @@ class Loop:
         self._untold += self._settle(now)
         if replaced is not None:
             self._record([replaced], now)
+            self._record(self._world.intake.finished(now), now)
         self._write([])
         self._ask_again()
 
@@ -146,6 +146,8 @@ class Loop:
             self._apply(event, now)
         if not self._act([*told, *decision.actions], now):
             decision.wake_by(now)
+        if self._unwritten and not self._behind:
+            self._note_launches()
         self._world.observer.decided(decision, self.state, now)
         return decision
 
@@ -208,6 +210,13 @@ class Loop:
             self._unwritten.clear()
             self._world.launcher.written(everything)
         return why
+
+    def _note_launches(self) -> None:
+        """So that another dispatcher knows them; the machine's end would be theirs as well, so it
+        need not be durable yet."""
+        if self._world.journal.write(self._unwritten, durable=False) is None:
+            self._world.launcher.written(self._unwritten)
+            self._unwritten = []
 
     def _hold(self, decision: Decision, why: str, now: Timestamp) -> None:
         """Nothing is started that is not on record; all else that was decided is done."""

@@ -13,6 +13,7 @@ from smartsched.core.events import (
     DrainRequested,
     Event,
     InputRead,
+    RunAdopted,
     RunCleared,
     RunExited,
     RunLaunched,
@@ -71,11 +72,9 @@ class Launcher(Protocol):
         """Start it, or say why not: RunExited with NotStarted, or RunPostponed."""
         ...
 
-    def adopt(
-        self, run: Run, now: Timestamp
-    ) -> RunLaunched | RunRevoked | RunExited | RunCleared | None:
-        """Look after a run that an earlier dispatcher placed. What became of it meanwhile; None:
-        nothing that was not known."""
+    def adopt(self, run: Run, now: Timestamp) -> Sequence[RunLaunched | RunRevoked | RunAdopted]:
+        """Look after a run that an earlier dispatcher placed. What is news; of its end, `take`
+        tells."""
         ...
 
     def terminate(self, run: RunKey) -> None: ...
@@ -130,8 +129,8 @@ class Intake(Protocol):
 
 
 class Journal(Protocol):
-    def write(self, events: Sequence[Event]) -> str | None:
-        """Make them durable, all or none. None: they are; else why they cannot be."""
+    def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
+        """Append them, all or none, and make them durable. None: they are; else why not."""
         ...
 
 

@@ -21,6 +21,7 @@ from smartsched.core.events import (
     JobRequeued,
     LineRejected,
     ListReplaced,
+    RunAdopted,
     RunCleared,
     RunClosed,
     RunExited,
@@ -69,7 +70,7 @@ from tests.builders import (
 
 NEVER = float("inf")
 Outcome = RunLaunched | RunPostponed | RunExited
-Adopted = RunLaunched | RunRevoked | RunExited | RunCleared | None
+Adopted = RunLaunched | RunRevoked | RunAdopted
 NO_ROOM = "no room on the disk"
 
 
@@ -126,9 +127,9 @@ class FakeLauncher:
         self.diary.append(f"launch {launch.run.job}/{launch.run.attempt}")
         return self.start(launch.run, now)
 
-    def adopt(self, run: Run, now: Timestamp) -> Adopted:
+    def adopt(self, run: Run, now: Timestamp) -> Sequence[Adopted]:
         self.diary.append(f"adopt {run.key.job}/{run.key.attempt}")
-        return self.became.get(run.key)
+        return [self.became[run.key]] if run.key in self.became else []
 
     def terminate(self, run: RunKey) -> None:
         self.diary.append(f"terminate {run.job}")
@@ -190,7 +191,7 @@ class FakeJournal:
     refused: list[Event] = field(default_factory=list)
     why_not: str | None = None
 
-    def write(self, events: Sequence[Event]) -> str | None:
+    def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
         if self.why_not is not None:
             self.refused += events
             return self.why_not
@@ -291,6 +292,7 @@ def test_a_launch_is_recorded_before_it_happens():
         "record RunPlaced",
         "launch 1/1",
         "record RunLaunched",
+        "write RunLaunched",
         "decided",
     ]
 
@@ -301,7 +303,8 @@ def test_everything_decided_is_recorded_before_anything_is_done():
     world.loop.tick()
 
     order = [entry for entry in world.diary if entry.startswith(("write Run", "launch"))]
-    assert order == ["write RunPlaced", "write RunPlaced", "launch 1/1", "launch 2/1"]
+    assert order[:4] == ["write RunPlaced", "write RunPlaced", "launch 1/1", "launch 2/1"]
+    assert order[4:] == ["write RunLaunched", "write RunLaunched"]
 
 
 def test_a_signal_is_recorded_before_it_is_sent():
@@ -639,8 +642,8 @@ def test_a_start_that_was_not_written_is_not_written_later_either():
 
     world.loop.tick()
 
-    assert recorded(world) == ["JobAccepted", "InputEnded", "RunPlaced"]
-    assert world.journal.records[-1] == placed(at=T0 + 60)
+    assert recorded(world) == ["JobAccepted", "InputEnded", "RunPlaced", "RunLaunched"]
+    assert world.journal.records[-2] == placed(at=T0 + 60)
     assert done(world) == ["launch 1/1"]
 
 
@@ -787,12 +790,19 @@ RESUMED = RunResumed(T0 + 100, HOST, "{}")
 
 
 def resumed(
-    *became: Adopted, before: Sequence[Event], adopt: bool = True, **policy: Any
+    *became: Adopted | RunExited | RunCleared,
+    before: Sequence[Event],
+    adopt: bool = True,
+    **policy: Any,
 ) -> FakeWorld:
     """A dispatcher that found this of the runs of an earlier one."""
     world = FakeWorld(gpus=3, before=[*accepted(3), *before], **policy)
     world.clock.time = T0 + 100
-    world.launcher.became = {event.run: event for event in became if event is not None}
+    ends = [event for event in became if isinstance(event, RunExited | RunCleared)]
+    world.launcher.ended += ends
+    world.launcher.became = {
+        event.run: event for event in became if not isinstance(event, RunExited | RunCleared)
+    }
     world.loop.resume(RESUMED, None, adopt=adopt)
     return world
 
@@ -889,7 +899,7 @@ def test_a_survivor_that_does_not_end_is_killed_after_the_grace_period():
 def test_another_list_takes_the_place_of_the_first_after_all_is_known_of_it():
     world = FakeWorld(before=[*accepted(3), placed(), launched()])
     lost, replaced = exited(at=T0 + 100, ending=Lost()), ListReplaced(T0 + 100, ("b.txt",))
-    world.launcher.became = {a_run(): lost}
+    world.launcher.ended = [lost]
 
     world.loop.resume(RESUMED, replaced, adopt=True)
 
@@ -900,7 +910,7 @@ def test_another_list_takes_the_place_of_the_first_after_all_is_known_of_it():
 def test_what_became_of_the_runs_is_kept_though_it_cannot_be_written_yet():
     world = FakeWorld(before=[*accepted(1), placed(), launched()])
     world.journal.why_not = NO_ROOM
-    world.launcher.became = {a_run(): exited(at=T0 + 50)}
+    world.launcher.ended = [exited(at=T0 + 50)]
 
     world.loop.resume(RESUMED, None, adopt=True)
     world.journal.why_not = None

@@ -11,8 +11,9 @@ from typing import TextIO, cast
 from smartsched.cli.session import Session
 from smartsched.cli.wiring import first_snapshot, start_sampler
 from smartsched.config import Config
+from smartsched.core import words
 from smartsched.core.decide import Decision
-from smartsched.core.events import Event
+from smartsched.core.events import Event, RunResumed
 from smartsched.core.model import Timestamp
 from smartsched.core.sight import see
 from smartsched.core.state import Closing, State
@@ -32,7 +33,7 @@ from smartsched.edges.sampler import Sampler
 from smartsched.edges.spawning import Spawner
 from smartsched.edges.tagged import Tagged
 from smartsched.edges.waiter import Waiter
-from smartsched.errors import UsageError
+from smartsched.errors import SmartschedError, UsageError
 from smartsched.loop import Loop, World
 from smartsched.ports import Observer
 
@@ -65,24 +66,56 @@ def dispatch(
         waiter, clock, config.sampler_arguments, config.policy.stale_after_seconds
     )
     stack.callback(sampler.close)
+    if session.resumed is not None:
+        return _go_on(stack, session, session.resumed, clock, waiter, sampler, adopt=adopt)
     if config.progress:
         import smartsched.edges.screen  # noqa: F401  # takes as long as the driver takes to answer
     snapshot, state.policy = first_snapshot(sampler, waiter, clock, config.policy)
     parts = _assemble(stack, session, clock, waiter, sampler)
     loop = Loop(parts.world, state.policy, state)
+    see(state, snapshot, clock.now())
+    _run(loop, parts, session, clock)
+    _finish(parts, loop, clock, waiter)
+    return state
+
+
+def _go_on(
+    stack: ExitStack,
+    session: Session,
+    resumed: RunResumed,
+    clock: SteadyClock,
+    waiter: Waiter,
+    sampler: Sampler,
+    *,
+    adopt: bool,
+) -> State:
+    """First of all, what runs is looked after, whatever may be wrong with the driver by now."""
+    state = session.state
+    state.policy = session.config.policy
+    parts = _assemble(stack, session, clock, waiter, sampler)
+    loop = Loop(parts.world, state.policy, state)
+    parts.narrator.resumed(state, clock.now())
+    loop.resume(resumed, session.replaced, adopt=adopt)
     try:
-        if session.resumed is not None:
-            loop.resume(session.resumed, session.replaced, adopt=adopt)
-            parts.narrator.resumed(state, clock.now())
+        snapshot, state.policy = first_snapshot(sampler, waiter, clock, state.policy)
         see(state, snapshot, clock.now())
+    except SmartschedError as error:
+        if not state.runs:
+            raise
+        parts.narrator.warn(f"nothing new is started: {error}", clock.now())
+    _run(loop, parts, session, clock)
+    _finish(parts, loop, clock, waiter)
+    return state
+
+
+def _run(loop: Loop, parts: _Parts, session: Session, clock: SteadyClock) -> None:
+    try:
         loop.run()
     except BaseException:  # whatever it is, it is no reason to stop anybody's training
-        if state.runs:
+        if loop.state.runs:
             text = f"the running jobs go on: smartsched --resume {session.folder.name}"
             parts.narrator.warn(text, clock.now())
         raise
-    _finish(parts, loop, clock, waiter)
-    return state
 
 
 def _assemble(
@@ -133,12 +166,13 @@ def _processes(
         shell=session.config.shell,
         environment=os.environb,
         run_name=session.folder.name,
+        run_id=session.config.policy.run_id,
         wrapper=WRAPPER,
     )
     stack.callback(spawner.close)
     return Processes(
         waiter,
-        run_name=session.folder.name,
+        run_id=session.config.policy.run_id,
         spawner=spawner,
         output=output,
         attempts=attempts,
@@ -150,6 +184,9 @@ def _processes(
 def _finish(parts: _Parts, loop: Loop, clock: SteadyClock, waiter: Waiter) -> None:
     parts.processes.close()
     _settle(parts, waiter, clock, loop.state)
+    if left := parts.hooks.left():
+        text = f"{words.count(left, '--on-finish command')} did not end, or did not begin"
+        parts.narrator.warn(text, clock.now())
     if (why := loop.close(clock.now())) is not None:
         text = f"how the last jobs ended is not on record: {why}"
         parts.narrator.warn(text, clock.now())
@@ -198,7 +235,7 @@ def _narrator(session: Session, view: View) -> Narrator:
         verbose=config.verbose,
         single=session.single,
         logs=_log_folder(config),
-        run_name=config.policy.run_name,
+        run_name=config.run_name,
         here=session.directory,
     )
 
@@ -210,7 +247,13 @@ def _logs(stack: ExitStack, config: Config, session: Session, warn: Warn) -> lis
         append = resumed or config.joblog.startswith("+")
         fd = open_log(config.joblog.removeprefix("+"), append=append, option="--joblog")
         before = session.finished() if resumed else ()
-        joblog = JobLog(fd, session.state, before, lambda why: warn(f"--joblog is behind: {why}"))
+        joblog = JobLog(
+            fd,
+            session.state,
+            before,
+            lambda why: warn(f"--joblog is behind: {why}"),
+            is_behind=lambda: session.journal.is_failing,
+        )
         stack.callback(joblog.close)
         logs.append(joblog)
     if config.json_log is not None:
@@ -235,7 +278,7 @@ def _hooks(config: Config, warn: Warn) -> Hooks | NoHooks:
         config.on_finish,
         shell=config.shell,
         environment=os.environb,
-        run_name=config.policy.run_name,
+        run_name=config.run_name,
         when_failed=lambda why: warn(f"--on-finish could not be started: {why}"),
     )
 
@@ -251,13 +294,13 @@ def _log_folder(config: Config) -> str | None:
     if config.output != "log":
         return None
     here = os.getcwd().rstrip("/") + "/"
-    return os.path.join(config.logs, config.policy.run_name).removeprefix(here)
+    return os.path.join(config.logs, config.run_name).removeprefix(here)
 
 
 def _output(config: Config, session: Session, waiter: Waiter, warn: Warn) -> Output:
     match config.output:
         case "log":
-            folder = Path(config.logs) / config.policy.run_name
+            folder = Path(config.logs) / config.run_name
             return LogFiles(folder, resumed=session.resumed is not None)
         case "tag":
             folder = session.folder.make_folder("output")

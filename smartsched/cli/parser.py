@@ -59,17 +59,24 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     args.command = command
     if command is not None and args.files:
         build_parser().error("give either FILEs or -- COMMAND, not both")
-    if args.resume_failed and args.resume is None:
-        args.resume = LATEST
+    _join_resume(args)
     _check_resume(args)
     _make_absolute(args)
     return args
 
 
+def _join_resume(args: argparse.Namespace) -> None:
+    """--resume-failed is --resume, and takes a name as well."""
+    if args.resume_failed is not None:
+        args.resume = args.resume_failed or args.resume or LATEST
+    args.resume_failed = args.resume_failed is not None
+
+
 def _check_resume(args: argparse.Namespace) -> None:
     wrong = None
     if args.resume is None:
-        wrong = "--no-adopt goes with --resume" if args.no_adopt else None
+        lonely = [name for name in ("no_adopt", "assume_gone") if getattr(args, name)]
+        wrong = f"--{lonely[0].replace('_', '-')} goes with --resume" if lonely else None
     elif args.command is not None:
         wrong = "a run is resumed with its own command: leave out -- COMMAND"
     elif args.name is not None:
@@ -85,7 +92,9 @@ def _make_absolute(args: argparse.Namespace) -> None:
     import os
 
     for option in ("logs", "wd", "replay", "state"):
-        if (path := getattr(args, option)) is not None:
+        if (path := getattr(args, option)) == "":
+            build_parser().error(f"--{option} needs the name of a file or folder")
+        if path is not None:
             setattr(args, option, os.path.abspath(os.path.expanduser(path)))
     for option in ("joblog", "json_log"):
         if (path := getattr(args, option)) is not None:
@@ -96,8 +105,8 @@ def _make_absolute(args: argparse.Namespace) -> None:
 
 # What belongs to one invocation, not to the run.
 _NOT_REMEMBERED = {
-    "files", "command", "resume", "resume_failed", "no_adopt", "name", "state", "dry_run", "json",
-    "progress", "quiet", "verbose", "no_color",
+    "files", "command", "resume", "resume_failed", "no_adopt", "assume_gone", "name", "state",
+    "dry_run", "json", "progress", "quiet", "verbose", "no_color",
 }  # fmt: skip
 
 
@@ -129,6 +138,7 @@ def parse_again(words: Sequence[str], options: str) -> argparse.Namespace:
     parser.set_defaults(**known)
     args = parser.parse_args(_join_gpu_ids(options_given))
     args.command = None
+    _join_resume(args)
     _make_absolute(args)
     return args
 
@@ -325,11 +335,22 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="go on with a run (default: the latest of this folder): adopt what still runs, start"
         " what was not started. With a list, that is what is to be done, but for what is done",
     )
-    add("--resume-failed", action="store_true", help="likewise, and try failed jobs again")
+    add(
+        "--resume-failed",
+        metavar="RUN",
+        nargs="?",
+        const=LATEST,
+        help="likewise, and try failed jobs again",
+    )
     add(
         "--no-adopt",
         action="store_true",
         help="with --resume: stop jobs that still run, and start them anew",
+    )
+    add(
+        "--assume-gone",
+        action="store_true",
+        help="with --resume: jobs of a container or a machine that is gone are lost",
     )
     add(
         "--state",

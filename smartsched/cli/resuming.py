@@ -1,14 +1,18 @@
 """How a run is gone on with where its last dispatcher ended or died."""
 
 import argparse
+import fcntl
 import json
 import os
+import select
 import stat
+import termios
+from array import array
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from smartsched.cli.host import this_host
+from smartsched.cli.host import this_host, this_place
 from smartsched.cli.parser import LATEST, parse_again, remembered
 from smartsched.cli.session import Session, copies_in, open_journal, runs_of
 from smartsched.config import Config, configure
@@ -21,7 +25,7 @@ from smartsched.core.events import (
     RunResumed,
 )
 from smartsched.core.ledger import Ledger
-from smartsched.core.model import Position, RunKey, Timestamp
+from smartsched.core.model import GpuKey, Position, Run, RunKey, Timestamp
 from smartsched.core.policy import Policy
 from smartsched.core.records import decode_line
 from smartsched.core.state import State
@@ -65,14 +69,15 @@ def resume(
     journal = open_journal(folder)
     stack.callback(journal.close)
     past = _past_of(journal, name, Attempts(folder.make_folder(JOBS)).all())
-    _check_host(past, name)
+    if not args.assume_gone:
+        _check_place(past, name)
     past.whole = _whole(past, folder)
     again = parse_again(words, past.options)
     try:
         os.chdir(past.began.directory)
     except OSError as error:
         raise StateError(f"cannot go to {past.began.directory}: {error.strerror}") from error
-    config = configure(again, name)
+    config = configure(again, name, past.began.id)
     session = Session(
         again,
         config,
@@ -86,9 +91,12 @@ def resume(
     stack.callback(session.intake.close)
     names = tuple(source.name for source in inputs)
     failed_too = args.resume_failed and not inputs
-    session.resumed = RunResumed(now, this_host(), remembered(again), failed_too)
+    session.resumed = RunResumed(now, this_host(), remembered(again), failed_too, this_place())
     session.replaced = ListReplaced(now, names) if inputs else None
     session.notes = _notes(journal, past, inputs)
+    if unfinished := getattr(args, "unfinished", []):
+        left = ", ".join(unfinished[:3])
+        session.notes.append(f"earlier runs of this folder have something left: {left}")
     session.over = sorted(past.over)
     return session
 
@@ -112,11 +120,13 @@ def _which(runs: Runs, args: argparse.Namespace) -> tuple[str, list[str]]:
             known = f"; there are {', '.join(names[:5])}" if names else ""
             raise UsageError(f"--resume: there is no run {args.resume}{known}")
         args.files = [args.resume, *args.files]
-    return _latest(runs, names, failed_too=args.resume_failed), args.files
+    latest, unfinished = _latest(runs, names, failed_too=args.resume_failed)
+    args.unfinished = unfinished
+    return latest, args.files
 
 
-def _latest(runs: Runs, names: Sequence[str], *, failed_too: bool) -> str:
-    """The run that began last in this folder and has something left; else that which began last."""
+def _latest(runs: Runs, names: Sequence[str], *, failed_too: bool) -> tuple[str, list[str]]:
+    """The run that began last in this folder, and earlier ones that have something left."""
     here = os.getcwd()
     began_here = []
     for name in names:
@@ -130,8 +140,8 @@ def _latest(runs: Runs, names: Sequence[str], *, failed_too: bool) -> str:
     if not began_here:
         known = f"; there are {', '.join(names[:5])}: name one" if names else ""
         raise UsageError(f"--resume: no run was begun in this folder{known}")
-    left = [run for run in began_here if run[2]] or began_here
-    return max(left)[1]
+    (_, latest, _), *earlier = sorted(began_here, reverse=True)
+    return latest, [name for _, name, is_left in earlier if is_left]
 
 
 def _has_something_left(records: tuple[bytes, bytes] | None, *, failed_too: bool) -> bool:
@@ -151,11 +161,11 @@ def _list_given(files: Sequence[str]) -> list[Input]:
         return open_inputs(files)
     try:
         status = os.fstat(0)
+        at_its_beginning = stat.S_ISREG(status.st_mode) and os.lseek(0, 0, os.SEEK_CUR) == 0
     except OSError:
         return []
-    if stat.S_ISREG(status.st_mode) and status.st_size > 0:
-        return open_inputs(["-"])
-    return []
+    # a script that the shell reads from there stands somewhere else by now
+    return open_inputs(["-"]) if at_its_beginning and status.st_size > 0 else []
 
 
 def _past_of(journal: FileJournal, name: str, attempts: Collection[RunKey]) -> _Past:
@@ -163,7 +173,7 @@ def _past_of(journal: FileJournal, name: str, attempts: Collection[RunKey]) -> _
     for event in journal.replay():
         match event:
             case RunBegan():
-                state = State(Policy(name))
+                state = State(Policy(event.id or name))
                 past = _Past(event, state, Ledger(), event.options, event.inputs)
             case RunResumed(options=options) if past is not None:
                 past.options = options
@@ -182,14 +192,32 @@ def _past_of(journal: FileJournal, name: str, attempts: Collection[RunKey]) -> _
     return past
 
 
-def _check_host(past: _Past, name: str) -> None:
-    here, hosts = this_host(), {gpu.host for gpu in past.state.holds}
-    elsewhere = hosts - {here}
-    if elsewhere:
-        raise StateError(
-            f"run {name} may have jobs that run on {', '.join(sorted(elsewhere))}, and this is"
-            f" {here}: go on with it there"
-        )
+def _check_place(past: _Past, name: str) -> None:
+    """Processes that cannot be seen from here must not be taken for gone."""
+    state = past.state
+    hosts = {gpu.host for run in state.runs.values() for gpu in _keys(run)} - {this_host()}
+    if not state.runs or (not hosts and _is_visible_from(state.place, this_place())):
+        return
+    where = ", ".join(sorted(hosts)) or "another container, or another machine of this name"
+    raise StateError(
+        f"run {name} may have jobs that still run on {where}, where they cannot be seen from here:"
+        " go on with it there, or, if that is gone, add --assume-gone"
+    )
+
+
+def _keys(run: Run) -> list[GpuKey]:
+    return [gpu.key for gpu in run.status.placement.gpus]
+
+
+def _is_visible_from(place: str, here: str) -> bool:
+    """After another boot of the same machine, nothing of the last one is left to be seen."""
+    if not place:
+        return True  # of before it was noted
+    (machine, boot, namespace), (our_machine, our_boot, our_namespace) = (
+        place.split("/"),
+        here.split("/"),
+    )
+    return machine == our_machine and (boot != our_boot or namespace == our_namespace)
 
 
 def _next_intake(
@@ -262,6 +290,8 @@ def _notes(journal: FileJournal, past: _Past, inputs: list[Input]) -> list[str]:
             f"the journal's last {journal.cut_off_bytes} bytes were no whole record any more, as"
             " after a crash; left out"
         )
+    if not inputs and _is_pipe_with_data():
+        notes.append("standard input is a pipe and was not read; with -, it is the new list")
     broken_off = [name for n, name in enumerate(past.inputs) if n not in past.whole]
     if broken_off and not inputs and past.state.input_open:
         notes.append(
@@ -269,3 +299,18 @@ def _notes(journal: FileJournal, past: _Past, inputs: list[Input]) -> list[str]:
             f" for the rest, smartsched --resume {past.began.name} FILE"
         )
     return notes
+
+
+def _is_pipe_with_data() -> bool:
+    try:
+        is_pipe = stat.S_ISFIFO(os.fstat(0).st_mode)
+        return is_pipe and bool(select.select([0], [], [], 0)[0]) and _has_bytes()
+    except (OSError, ValueError):
+        return False
+
+
+def _has_bytes() -> bool:
+    """A pipe that was closed can be read as well."""
+    waiting = array("i", [0])
+    fcntl.ioctl(0, termios.FIONREAD, waiting)
+    return waiting[0] > 0

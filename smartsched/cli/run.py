@@ -10,9 +10,10 @@ from smartsched.cli.dispatch import dispatch
 from smartsched.cli.resuming import is_done, resume
 from smartsched.cli.session import begin
 from smartsched.cli.wiring import check_source, new_run_name
-from smartsched.config import Config, configure
+from smartsched.config import Config, configure, inherited_gpus
 from smartsched.core.model import Exited, Killed
 from smartsched.core.state import Closing, State
+from smartsched.core.words import count
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.intake import Input, open_inputs
 from smartsched.edges.runs import parse_run_name
@@ -36,7 +37,8 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         if args.resume is not None:
             return _main_resumed(stack, args, words, clock, waiter)
         name = new_run_name() if args.name is None else parse_run_name(args.name)
-        config = configure(args, name)
+        config = configure(args, name, f"{name}.{os.urandom(6).hex()}")
+        args.gpus = inherited_gpus(args) or args.gpus
         check_source(args)
         inputs = _open_inputs(config)
         session = begin(stack, args, config, inputs, waiter, clock.now())
@@ -62,9 +64,11 @@ def _main_resumed(
         totals = session.state.totals
         print(
             f"smartsched: nothing is left of run {session.folder.name}:"
-            f" {totals.ok:,} jobs ok, {totals.failed:,} failed",
+            f" {count(totals.ok, 'job')} ok, {totals.failed:,} failed",
             file=sys.stderr,
         )
+        for note in session.notes:
+            print(f"smartsched: {note}", file=sys.stderr)
         return exit_status(session.state, single=session.single)
     state = dispatch(stack, session, clock, waiter, adopt=not args.no_adopt)
     return exit_status(state, single=session.single)

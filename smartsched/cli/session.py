@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from smartsched.cli.host import this_host
+from smartsched.cli.host import this_host, this_place
 from smartsched.cli.parser import remembered
 from smartsched.config import Config
 from smartsched.core.apply import apply, replay
@@ -54,7 +54,7 @@ class Session:
 
     def finished(self) -> Iterator[EndedRun]:
         """The last run of each job that is finished."""
-        state = State(Policy(self.folder.name))
+        state = State(Policy(self.config.policy.run_id))
         for event in self.history():
             if isinstance(event, JobFinished):
                 yield state.ended[event.run]
@@ -70,10 +70,20 @@ def begin(
     now: Timestamp,
 ) -> Session:
     """Make the run's folder, with its list in it. From here on it can be resumed."""
-    here, name = os.getcwd(), config.policy.run_name
+    here, name = os.getcwd(), config.run_name
     names = tuple(source.name for source in inputs)
     new = runs_of(args).create(name)
-    began = RunBegan(now, name, this_host(), here, names, config.command, remembered(args))
+    began = RunBegan(
+        now,
+        name,
+        this_host(),
+        here,
+        names,
+        config.command,
+        remembered(args),
+        config.policy.run_id,
+        this_place(),
+    )
     try:
         journal = open_journal(new.folder)
         intake = _first_intake(config, new.folder, inputs, config.working_directory or here, fds)

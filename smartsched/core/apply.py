@@ -22,6 +22,7 @@ from smartsched.core.events import (
     JobRequeued,
     LineRejected,
     ListReplaced,
+    RunAdopted,
     RunBegan,
     RunCleared,
     RunClosed,
@@ -75,7 +76,9 @@ def replay(policy: Policy, events: Iterable[Event]) -> State:
 def apply(state: State, event: Event) -> None:  # noqa: C901, PLR0912  # a table: one case an event
     """Take in what happened. Raises IllegalTransitionError and changes nothing if it cannot be."""
     match event:
-        case RunBegan() | RunClosed():
+        case RunBegan(place=place):
+            state.place = place
+        case RunClosed():
             pass
         case RunResumed():
             _resume(state, event)
@@ -118,6 +121,7 @@ def apply(state: State, event: Event) -> None:  # noqa: C901, PLR0912  # a table
 _RunEvent = (
     RunPlaced
     | RunLaunched
+    | RunAdopted
     | RunPostponed
     | RunRevoked
     | RunStopping
@@ -127,7 +131,7 @@ _RunEvent = (
 )
 
 
-def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901  # a table
+def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901, PLR0912  # a table
     """The run's life, one case per legal step."""
     run = state.runs.get(event.run)
     match run.status if run is not None else None, event:
@@ -137,6 +141,10 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901  # a ta
             _set_status(state, key, Running(at, placement, process, log))
             _amend_holds(state, key, pid=process.pid)
             state.ever_launched, state.postpone_seconds = True, FIRST_POSTPONE_SECONDS
+        case Running() as running, RunAdopted(_, key, since):
+            _set_status(state, key, replace(running, since=since))
+        case Stopping() as stopping, RunAdopted(_, key, since):
+            _set_status(state, key, replace(stopping, started_at=since))
         case ((Starting() | Running() | Stopping()), RunPostponed(at, key, why)):
             enqueue(state, state.runs.pop(key).job)
             _drop_holds(state, key)
@@ -225,6 +233,7 @@ def _resume(state: State, event: RunResumed) -> None:
     """Another dispatcher, perhaps after days, or by a wall clock that was set back: nothing that
     is known can have happened later than now."""
     at = event.at
+    state.place = event.place
     state.input_open = state.input_open or event.failed_too
     for key, run in state.runs.items():
         state.runs[key] = replace(run, status=_not_later(run.status, at))
@@ -277,7 +286,7 @@ def _place(state: State, event: RunPlaced) -> None:
     for gpu in gpus:
         state.holds[gpu.key] = Hold(
             run=event.run,
-            tag=tag_of(state.policy.run_name, event.run),
+            tag=tag_of(state.policy.run_id, event.run),
             since=event.at,
             unexplained_before_bytes=gpu.unexplained_bytes,
             pid=None,

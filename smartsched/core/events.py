@@ -31,6 +31,8 @@ class RunBegan:
     inputs: tuple[str, ...]  # names of what commands are read from, for messages
     command: str | None  # None: commands come from `inputs`; else the only one
     options: str  # a JSON object of what the user asked for, other than by default
+    id: str = ""  # tells it from all other runs; "": its name has to do
+    place: str = ""  # the machine, its boot and its PID namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class RunResumed:
     host: HostName
     options: str
     failed_too: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,15 @@ class RunLaunched:
     run: RunKey
     process: ProcessId
     log: str | None  # None: its output goes somewhere else than to a file
+
+
+@dataclass(frozen=True, slots=True)
+class RunAdopted:
+    """It outlived its dispatcher, and goes on. `since`: when it began, by the present clock."""
+
+    at: Timestamp
+    run: RunKey
+    since: Timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +265,7 @@ Event: TypeAlias = (
     | WaitTimedOut
     | RunPlaced
     | RunLaunched
+    | RunAdopted
     | RunPostponed
     | RunRevoked
     | RunStopping

@@ -10,7 +10,7 @@ from smartsched.core.selection import Selection
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    run_name: str
+    run_id: str  # of its own, whatever the run is called
     thresholds: Thresholds = Thresholds()
     selection: Selection = Selection()
     visible_by: Literal["index", "uuid"] = "index"

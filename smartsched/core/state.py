@@ -79,6 +79,7 @@ class State:
     dropped: dict[JobId, Job] = field(default_factory=dict)
     interrupted: list[Job] = field(default_factory=list)  # stopped; they run when resumed
     next_rank: int = 0
+    place: str = ""  # of the last dispatcher
     closing: Closing = Closing.NO
     halted: bool = False
     before: Totals = field(default_factory=Totals)  # of the dispatchers before this one

@@ -4,16 +4,19 @@ from collections.abc import Mapping
 
 from smartsched.core.model import RunKey
 
-VARIABLES = ("SMARTSCHED_RUN", "SMARTSCHED_JOB", "SMARTSCHED_ATTEMPT")
+# The id, not the name: another run may have the same name, elsewhere or later.
+VARIABLES = ("SMARTSCHED_RUN_ID", "SMARTSCHED_JOB", "SMARTSCHED_ATTEMPT")
+# In the environment of the user's commands for finished jobs, and of what they leave behind.
+HOOK_VARIABLE = "SMARTSCHED_ON_FINISH"
 
 
-def tag_of(run_name: str, run: RunKey) -> str:
-    return f"{run_name}/{run.job}/{run.attempt}"
+def tag_of(run_id: str, run: RunKey) -> str:
+    return f"{run_id}/{run.job}/{run.attempt}"
 
 
-def variables_of(run_name: str, run: RunKey) -> dict[str, str]:
+def variables_of(run_id: str, run: RunKey) -> dict[str, str]:
     """What makes up the tag in a run's environment."""
-    return dict(zip(VARIABLES, (run_name, str(run.job), str(run.attempt)), strict=True))
+    return dict(zip(VARIABLES, (run_id, str(run.job), str(run.attempt)), strict=True))
 
 
 def tag_in(environment: Mapping[str, str]) -> str | None:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from smartsched.core.model import ProcessId, Shell
-from smartsched.core.tag import tag_in
+from smartsched.core.tag import HOOK_VARIABLE, tag_in
 
 if TYPE_CHECKING:
     import psutil  # takes long to import, and is needed only where somebody is left
@@ -48,6 +48,19 @@ class Family:
         if process.boot != _boot() or _start_ticks(process.pid) != process.start_ticks:
             return False
         return process.start_ticks > 0 and _stat(process.pid, 3) not in (b"Z", b"X")
+
+    def may_be_reused(self, process: ProcessId) -> bool:
+        """Whether its pid is somebody else's by now."""
+        return _start_ticks(process.pid) not in (0, process.start_ticks)
+
+    def age_seconds(self, process: ProcessId) -> float:
+        """How long ago it began, whatever was done to the clock since."""
+        try:
+            with open("/proc/uptime", encoding="ascii") as uptime:
+                up = float(uptime.read().split()[0])
+        except (OSError, ValueError):
+            return 0.0
+        return max(0.0, up - process.start_ticks / os.sysconf("SC_CLK_TCK"))
 
     def carries(self, pid: int, tag: str) -> bool:
         """Whether a process is part of the run with this tag."""
@@ -108,7 +121,11 @@ class Family:
                 continue
             try:
                 owner = _tag_by_number(process.pid, by_pid) or _tag_of(process, tags)
-                owner = owner or owners.get(process.ppid()) or (only if is_below else None)
+                owner = owner or owners.get(process.ppid())
+                if owner is None and is_below:
+                    if _is_of_a_hook(process):
+                        continue
+                    owner = only
                 owners[process.pid] = owner
                 if (is_below or owner) and process.status() != psutil.STATUS_ZOMBIE:
                     yield process, owner
@@ -160,6 +177,11 @@ def _tag_of(process: "psutil.Process", tags: Collection[str]) -> str | None:
         return None
     tag = tag_in(process.environ())
     return tag if tag in tags else None
+
+
+def _is_of_a_hook(process: "psutil.Process") -> bool:
+    """The user's command for a finished job may go on as long as it likes."""
+    return bool(process.environ().get(HOOK_VARIABLE))
 
 
 def _adopt_orphans() -> bool:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 
 from smartsched.core.actions import Tell
 from smartsched.core.model import Exited, Killed
+from smartsched.core.tag import HOOK_VARIABLE, VARIABLES
 
 _MOST_AT_ONCE = 8
 # A variable, as an argument, may hold 128 KiB; a character takes up to four bytes.
 _LONGEST_COMMAND = 30_000
 _RESET_SIGNALS = [
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGCHLD,
-    signal.SIGXFSZ,
+    signal.SIGXFSZ, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
 ]  # fmt: skip
 
 
@@ -30,6 +31,9 @@ class NoHooks:
     def is_settled(self) -> bool:
         return True
 
+    def left(self) -> int:
+        return 0
+
 
 class Hooks:
     """A Teller. A few at once, in sessions of their own; the rest wait their turn."""
@@ -45,8 +49,8 @@ class Hooks:
     ) -> None:
         self._command = command
         self._shell = shell
-        inside_a_run = b"SMARTSCHED_ATTEMPT"
-        self._environment = {k: v for k, v in environment.items() if k != inside_a_run}
+        tags = {name.encode() for name in VARIABLES}  # we may run inside a job ourselves
+        self._environment = {k: v for k, v in environment.items() if k not in tags}
         self._run_name = run_name
         self._when_failed = when_failed
         self._waiting: deque[Tell] = deque()
@@ -71,6 +75,10 @@ class Hooks:
 
     def is_settled(self) -> bool:
         return not self._running and not self._waiting
+
+    def left(self) -> int:
+        """How many have not ended, or not begun."""
+        return len(self._running) + len(self._waiting)
 
     def _start_some(self) -> None:
         while self._waiting and len(self._running) < _MOST_AT_ONCE:
@@ -114,6 +122,7 @@ def fields_of(what: Tell, run_name: str) -> dict[bytes, bytes]:
         case _:
             pass
     values = {
+        HOOK_VARIABLE: "1",
         "SMARTSCHED_RUN": run_name,
         "SMARTSCHED_JOB": str(ended.key.job),
         "SMARTSCHED_ATTEMPTS": str(ended.key.attempt),

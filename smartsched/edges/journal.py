@@ -3,6 +3,7 @@ line says."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from smartsched.core.events import Event
 from smartsched.core.records import decode_line, encode
@@ -18,6 +19,8 @@ class FileJournal:
         self._path = path
         self._size = 0
         self._seq = 0
+        self._has_scraps = False  # behind the last record, of a write that failed
+        self.is_failing = False  # the last write came to nothing
         self.cut_off_bytes = 0  # at the end: a record that was being written when we died
 
     @property
@@ -46,16 +49,23 @@ class FileJournal:
         if self.cut_off_bytes:
             os.ftruncate(self._fd, self._size)
 
-    def write(self, events: Sequence[Event]) -> str | None:
+    def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
         """Append and make durable, all or nothing; why not, or None."""
         data = b"".join(encode(event, self._seq + n) for n, event in enumerate(events, start=1))
         try:
+            if self._has_scraps:
+                os.ftruncate(self._fd, self._size)
+                self._has_scraps = False
             self._append(data)
+            if durable:
+                os.fdatasync(self._fd)
         except OSError as error:
             self._take_back()
+            self.is_failing = True
             return f"cannot write {self._path}: {error.strerror}"
         self._size += len(data)
         self._seq += len(events)
+        self.is_failing = False
         return None
 
     def close(self) -> None:
@@ -68,15 +78,14 @@ class FileJournal:
             written = os.pwrite(self._fd, left, at)
             at += written
             left = left[written:]
-        os.fdatasync(self._fd)
 
     def _take_back(self) -> None:
-        """What did get written is no record yet. If even that fails, the next write covers it, or
-        the next reader finds it torn."""
-        try:
+        """What did get written must not be read as records. Before it is gone, nothing more is
+        written."""
+        self._has_scraps = True
+        with suppress(OSError):
             os.ftruncate(self._fd, self._size)
-        except OSError:
-            return
+            self._has_scraps = False
 
     def _decode(self, line: bytes) -> Event:
         self._seq += 1
@@ -86,5 +95,6 @@ class FileJournal:
             raise JournalDamagedError(
                 f"{self._path} is damaged in line {self._seq}: {error}. What follows from the lines"
                 " before it is true; to go on from there, cut the file off above that line. Jobs"
-                " that were started later would then run again"
+                " that were started later would then run again, unless the damage is what a loss of"
+                " power left of the last lines"
             ) from error

@@ -34,10 +34,17 @@ class JobLog:
     """An Observer."""
 
     def __init__(
-        self, fd: int, state: State, before: Iterable[EndedRun], when_lost: Callable[[str], None]
+        self,
+        fd: int,
+        state: State,
+        before: Iterable[EndedRun],
+        when_lost: Callable[[str], None],
+        is_behind: Callable[[], bool] = lambda: False,
     ) -> None:
         """`before`: the last runs of jobs that earlier dispatchers have seen finished; rows that
-        they had no time to write are added. `when_lost` is told why a line cannot be written."""
+        they had no time to write are added. `when_lost` is told why a line cannot be written;
+        `is_behind`: whether the journal lacks anything that was recorded: it comes first."""
+        self._is_behind = is_behind
         self._out = _Lines(fd, when_lost)
         self._ended = dict(state.ended)
         there = {joblog.names(line) for line in self._out.lines()}
@@ -58,7 +65,8 @@ class JobLog:
                 pass
 
     def decided(self, decision: Decision, state: State, now: Timestamp) -> None:
-        self._out.flush()
+        if not self._is_behind():
+            self._out.flush()
 
     def wake_at(self) -> Timestamp:
         return float("inf")

@@ -15,6 +15,7 @@ from smartsched.core.events import (
     JobFinished,
     JobRequeued,
     LineRejected,
+    RunAdopted,
     RunExited,
     RunKilled,
     RunLaunched,
@@ -109,6 +110,12 @@ class Narrator:
         match event:
             case RunLaunched(_, key):
                 self._started(state.runs[key], now)
+            case RunAdopted(_, key, since):
+                run = state.runs[key]
+                where = f"on GPU {run.status.placement.labels}"
+                lasts = words.duration(now - since)
+                text = f"job {key.job} still runs {where}, for {lasts}: {_command(run.job.spec)}"
+                self._say(now, text, "plain")
             case RunExited(_, key, _, leftovers):
                 self._ended[key] = (state.ended[key], leftovers)
             case JobFinished(_, key):
@@ -154,20 +161,13 @@ class Narrator:
         totals = state.totals
         parts = [f"{words.count(totals.ok, 'job')} ok", f"{totals.failed:,} failed"]
         if state.runs:
-            parts.append(f"{len(state.runs):,} still running")
+            parts.append(f"{len(state.runs):,} running when it was left")
         if state.queue:
             more = " and what is left of the list" if state.input_open else ""
             parts.append(f"{len(state.queue):,}{more} to be run")
         elif state.input_open:
             parts.append("the rest of the list to be run")
         self._say(now, f"going on with run {self._run_name}: {', '.join(parts)}", "notice")
-        for run in state.runs.values():
-            if isinstance(run.status, Running):
-                text = (
-                    f"job {run.job.id} still runs on GPU {run.status.placement.labels}, for"
-                    f" {words.duration(now - run.status.since)}: {_command(run.job.spec)}"
-                )
-                self._say(now, text, "plain")
 
     def warn(self, text: str, now: Timestamp) -> None:
         """Something the user should know that no event tells of."""
@@ -305,7 +305,7 @@ class Narrator:
         self._view.line(now, f"{text}; {what}" if state.runs else text, "bad")
         if event.why.startswith(THE_COMMAND_FAILS) and self._last_failure is not None:
             self._show_log(self._last_failure, now)
-            text = "to go on all the same: smartsched --resume --no-guard"
+            text = f"to go on all the same: smartsched --resume {self._run_name} --no-guard"
             self._view.line(now, text, "notice")
 
     def _list_failure(self, job: JobId | None, text: str) -> None:

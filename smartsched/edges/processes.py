@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from smartsched.core.actions import Launch
 from smartsched.core.events import (
     Event,
+    RunAdopted,
     RunCleared,
     RunExited,
     RunLaunched,
@@ -44,6 +45,7 @@ from smartsched.core.model import (
 from smartsched.core.tag import tag_of
 from smartsched.ports import FdWatcher
 
+_Adoption: TypeAlias = RunLaunched | RunRevoked | RunAdopted
 Postponed = TypeVar("Postponed", RunPostponed, RunExited)
 
 # What the wrapper exits with when it cannot make its record; nothing was started then.
@@ -123,6 +125,8 @@ class Family(Protocol):
         ...
 
     def identify(self, pid: int) -> ProcessId: ...
+    def age_seconds(self, process: ProcessId) -> float: ...
+    def may_be_reused(self, process: ProcessId) -> bool: ...
     def lives(self, process: ProcessId) -> bool: ...
     def carries(self, pid: int, tag: str) -> bool: ...
 
@@ -146,7 +150,7 @@ class Processes:
         self,
         fds: FdWatcher,
         *,
-        run_name: str,
+        run_id: str,
         spawner: Spawner,
         output: Output,
         attempts: Attempts,
@@ -156,7 +160,7 @@ class Processes:
         """`on_other_end`: told of every child that ended and was no run's."""
         self._fds = fds
         self._on_other_end = on_other_end
-        self._run_name = run_name
+        self._run_id = run_id
         self._spawner = spawner
         self._output = output
         self._attempts = attempts
@@ -167,6 +171,7 @@ class Processes:
         self._lingering: dict[RunKey, _Leader] = {}
         self._unwatched: list[_Leader] = []  # adopted, and no pidfd tells of their end
         self._look_at: Timestamp = float("inf")
+        self._last_look_took = 0.0
         fds.on_signal(signal.SIGCHLD, self._reap)
 
     def launch(self, launch: Launch, now: Timestamp) -> RunLaunched | RunPostponed | RunExited:
@@ -203,7 +208,7 @@ class Processes:
         return RunLaunched(now, run, leader.process, self._output.path(run))
 
     def _lead(self, run: RunKey, process: ProcessId) -> _Leader:
-        shell = Shell(process.pid, tag_of(self._run_name, run))
+        shell = Shell(process.pid, tag_of(self._run_id, run))
         leader = self._leaders[run] = _Leader(run, shell, process)
         return leader
 
@@ -212,33 +217,32 @@ class Processes:
         self._attempts.remove(run)
         return event
 
-    def adopt(
-        self, run: Run, now: Timestamp
-    ) -> RunLaunched | RunRevoked | RunExited | RunCleared | None:
+    def adopt(self, run: Run, now: Timestamp) -> list[_Adoption]:
         self._family.look_everywhere()
         self._output.adopt(run.key, run.status.placement)
         match run.status:
             case Starting():
-                return self._adopt_starting(run.key, now)
+                return self._adopt_starting(run, now)
             case Running(process=process):
-                self._watch(self._lead(run.key, process))
+                return self._watch(self._lead(run.key, process), now)
             case Stopping(process=process, killed_at=killed_at):
                 leader = self._lead(run.key, process)
                 leader.may_be_killed = killed_at is not None
-                self._watch(leader)
+                return self._watch(leader, now)
             case Lingering():
                 # its shell has ended: only its session and its tag still tell who belongs to it
                 leader = self._lead(run.key, ProcessId(0, 0, ""))
                 leader.adopted, leader.ending = True, Lost()
                 self._lingering[run.key] = leader
                 self._look_at = float("-inf")
-        return None
+        return []
 
-    def _adopt_starting(self, run: RunKey, now: Timestamp) -> RunLaunched | RunRevoked:
+    def _adopt_starting(self, starting: Run, now: Timestamp) -> list[_Adoption]:
         """The last dispatcher died around its launch: the attempt itself knows whether it began."""
+        run = starting.key
         if self._attempts.revoke(run):
             self._output.closed(run)
-            return RunRevoked(now, run)
+            return [RunRevoked(now, run)]
         deadline = time.monotonic() + _ABOUT_TO_SAY_SECONDS
         while (record := self._attempts.read(run)) is None or record.pid is None:
             if time.monotonic() > deadline:
@@ -246,13 +250,13 @@ class Processes:
             time.sleep(0.01)
         pid = record.pid if record is not None else None
         process = ProcessId(pid or 0, 0, "")
-        if pid is not None and self._family.carries(pid, tag_of(self._run_name, run)):
+        if pid is not None and self._family.carries(pid, tag_of(self._run_id, run)):
             process = self._family.identify(pid)
-        self._watch(self._lead(run, process))
-        return RunLaunched(now, run, process, self._output.path(run))
+        launched = RunLaunched(starting.status.since, run, process, self._output.path(run))
+        return [launched, *self._watch(self._lead(run, process), now)]
 
-    def _watch(self, leader: _Leader) -> None:
-        """Be told of the end of a shell that is no child of ours."""
+    def _watch(self, leader: _Leader, now: Timestamp) -> list[_Adoption]:
+        """Be told of the end of a shell that is no child of ours. Nothing, if it has ended."""
         leader.adopted = True
         try:
             leader.pidfd = os.pidfd_open(leader.process.pid)
@@ -260,11 +264,13 @@ class Processes:
             leader.pidfd = None
         if not self._family.lives(leader.process):  # or it was somebody else whom we opened
             self._on_adopted_end(leader)
-        elif leader.pidfd is not None:
+            return []
+        if leader.pidfd is not None:
             self._fds.watch(leader.pidfd, lambda: self._on_adopted_end(leader))
         else:
             self._unwatched.append(leader)
             self._look_at = float("-inf")
+        return [RunAdopted(now, leader.run, now - self._family.age_seconds(leader.process))]
 
     def _on_adopted_end(self, leader: _Leader) -> None:
         if leader.pidfd is not None:
@@ -324,7 +330,9 @@ class Processes:
             events.extend(self._look_at_lingering(now))
             self._look_at = float("inf")
         if self._lingering:
-            self._look_at = min(self._look_at, now + _LOOK_AT_LEFTOVERS_SECONDS)
+            # on a box with very many processes a look takes long: a twentieth of the time will do
+            pause = max(_LOOK_AT_LEFTOVERS_SECONDS, 20 * self._last_look_took)
+            self._look_at = min(self._look_at, now + pause)
         if self._unwatched:
             self._look_at = min(self._look_at, now + _LOOK_AT_ADOPTED_SECONDS)
         return events
@@ -373,11 +381,15 @@ class Processes:
 
     def _shells(self) -> list[Shell]:
         return [
-            leader.shell._replace(is_known=self._family.lives(leader.process))
-            if leader.adopted
-            else leader.shell
+            leader.shell._replace(is_known=self._is_known(leader))
             for leader in self._leaders.values()
         ]
+
+    def _is_known(self, leader: _Leader) -> bool:
+        """Whether its number, and the session of that number, cannot be anybody else's."""
+        if leader.adopted:
+            return self._family.lives(leader.process)
+        return leader.ending is None or not self._family.may_be_reused(leader.process)
 
     def _reap(self) -> None:
         """Every child that ended: shells of runs, adopted orphans, the sampler."""
@@ -402,11 +414,13 @@ class Processes:
         return len(self._members(leader))
 
     def _look_at_lingering(self, now: Timestamp) -> Iterator[RunCleared]:
+        began = time.monotonic()
         for leader in list(self._lingering.values()):
             if not self._count_leftovers(leader):
                 del self._lingering[leader.run]
                 self._forget(leader)
                 yield RunCleared(now, leader.run)
+        self._last_look_took = time.monotonic() - began
 
     def _forget(self, leader: _Leader) -> None:
         del self._leaders[leader.run]

@@ -107,6 +107,7 @@ class Runs:
     def _build(self, name: str, runs_fd: int) -> "NewRun":
         if name in os.listdir(runs_fd):
             raise self._taken(name)
+        self._tidy_up(runs_fd)
         building = f".{name}.{os.urandom(4).hex()}"
         os.mkdir(building, 0o700, dir_fd=runs_fd)
         fd = -1
@@ -175,6 +176,7 @@ class Runs:
         state_fd = os.open(self._state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _check_owner(state_fd, str(self._state))
+            _check_mode(state_fd, str(self._state))
             with suppress(FileExistsError):
                 os.mkdir("runs", 0o700, dir_fd=state_fd)
             return _open_own_folder("runs", state_fd, str(self._folder))
@@ -207,6 +209,19 @@ class Runs:
         os.pwrite(fd, json.dumps(mine).encode() + b"\n", 0)
         os.fsync(fd)
         return fd
+
+    def _tidy_up(self, runs_fd: int) -> None:
+        """Folders whose dispatchers died while they filled them."""
+        for name in os.listdir(runs_fd):
+            if not name.startswith("."):
+                continue
+            with suppress(OSError):
+                fd = _open_own_folder(name, runs_fd, name)
+                lock_fd = open_own_file(fd, _LOCK, os.O_RDWR)
+                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                RunFolder(self._folder / name, fd, lock_fd).erase()
+                os.close(lock_fd)
+                os.close(fd)
 
     def _taken(self, name: str) -> UsageError:
         self.open(name).close()  # says so if somebody holds it
@@ -281,6 +296,13 @@ def _open_own_folder(name: str, parent_fd: int, path: str) -> int:
 def _check_owner(fd: int, path: str) -> None:
     if os.fstat(fd).st_uid != os.geteuid():
         raise OSError(errno.EPERM, "it belongs to somebody else", path)
+
+
+def _check_mode(fd: int, path: str) -> None:
+    """Whoever may rename what lies there could put something of his own in its place."""
+    mode = os.fstat(fd).st_mode
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
+        raise OSError(errno.EPERM, "others may write there: chmod go-w it", path)
 
 
 def _check_own(fd: int, path: str) -> None:

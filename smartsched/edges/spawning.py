@@ -22,9 +22,16 @@ class Spawner:
     """Starts commands as sessions of their own."""
 
     def __init__(
-        self, *, shell: str, environment: Mapping[bytes, bytes], run_name: str, wrapper: str
+        self,
+        *,
+        shell: str,
+        environment: Mapping[bytes, bytes],
+        run_name: str,
+        run_id: str,
+        wrapper: str,
     ) -> None:
         """`wrapper`: shell text that runs a command and keeps its record."""
+        self._run_id = run_id
         self._shell = shell
         self._environment = dict(environment)
         self._run_name = run_name
@@ -65,7 +72,8 @@ class Spawner:
         values = {
             "CUDA_VISIBLE_DEVICES": ",".join(gpu.visible for gpu in gpus),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            **variables_of(self._run_name, launch.run),
+            "SMARTSCHED_RUN": self._run_name,
+            **variables_of(self._run_id, launch.run),
             "SMARTSCHED_GPUS": launch.placement.labels,
             "SMARTSCHED_GPU_UUIDS": ",".join(gpu.key.uuid for gpu in gpus),
         }

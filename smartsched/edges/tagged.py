@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smartsched.core.actions import Launch
-from smartsched.core.model import Placement, RunKey
+from smartsched.core.model import JobId, Placement, RunKey
 from smartsched.ports import FdWatcher
 
 # Of each job at a time: short lines take a while, and others wait.
@@ -67,11 +67,17 @@ class Tagged:
         self._again = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         fds.watch(self._again, self._pump)
         self._changes = _Changes(fds, self._pump)
+        for path in sorted(folder.iterdir()):  # of runs that an earlier dispatcher did not show
+            if (run := _run_of(path)) is not None:
+                with suppress(OSError):
+                    self._follow(run, b"")
+                    self._streams[run].has_ended = True  # until it is adopted
+                    self._wake()
 
     def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _FILE_FLAGS
         fd = self._write_fds[run] = os.open(self._path(run), flags, 0o600)
-        self._follow(run, launch.placement)
+        self._follow(run, _tag(run, launch.placement))
         return [(os.POSIX_SPAWN_DUP2, fd, 1), (os.POSIX_SPAWN_DUP2, fd, 2)]
 
     def opened(self, run: RunKey, *, started: bool) -> None:
@@ -81,9 +87,9 @@ class Tagged:
             self._drop(run)
 
     def adopt(self, run: RunKey, placement: Placement) -> None:
-        """Go on where an earlier dispatcher stopped reading."""
-        with suppress(OSError):
-            self._follow(run, placement)
+        """It goes on writing."""
+        if run in self._streams:
+            self._streams[run].has_ended = False
             self._wake()
 
     def closed(self, run: RunKey) -> None:
@@ -104,22 +110,29 @@ class Tagged:
         self._fds.forget(self._again)
         self._changes.close()
         self._unwritten.clear()
-        for stream in self._streams.values():
-            os.close(stream.read_fd)
-            os.close(stream.shown_fd)
+        for run, stream in list(self._streams.items()):
+            if stream.has_ended:
+                self._drop(run)
+            else:
+                os.close(stream.read_fd)
+                os.close(stream.shown_fd)
         self._streams.clear()
         os.close(self._again)
 
     def _path(self, run: RunKey) -> Path:
         return self._folder / f"{run.job:04d}.{run.attempt}"
 
-    def _follow(self, run: RunKey, placement: Placement) -> None:
+    def _follow(self, run: RunKey, tag: bytes) -> None:
+        """`tag`: what to put before each line; of one that was followed before, that is known."""
         path = self._path(run)
         read_fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | _FILE_FLAGS)
         shown_fd = os.open(_shown(path), os.O_RDWR | os.O_CREAT | _FILE_FLAGS, 0o600)
-        said = os.pread(shown_fd, 20, 0)
-        offset = int(said) if said.isdigit() else 0
-        tag = f"[{run.job} gpu {placement.labels}] ".encode()
+        said, _, known_tag = os.pread(shown_fd, 4096, 0).partition(b"\n")
+        offset = int(said) if said.isdigit() and not tag else 0
+        if tag:
+            os.ftruncate(shown_fd, 0)
+            os.pwrite(shown_fd, b"%020d\n%s" % (0, tag), 0)
+        tag = tag or known_tag
         self._streams[run] = _Stream(path, tag, read_fd, shown_fd, offset)
         self._changes.watch(path)
 
@@ -269,8 +282,17 @@ def _inotify(libc: ctypes.CDLL) -> int:
         return -1
 
 
+def _tag(run: RunKey, placement: Placement) -> bytes:
+    return f"[{run.job} gpu {placement.labels}] ".encode()
+
+
+def _run_of(path: Path) -> RunKey | None:
+    job, _, attempt = path.name.partition(".")
+    return RunKey(JobId(int(job)), int(attempt)) if job.isdigit() and attempt.isdigit() else None
+
+
 def _shown(path: Path) -> Path:
-    """Holds how much of the output was written out, in bytes."""
+    """Holds how much of the output was written out, in bytes, and the tag of its lines."""
     return path.with_name(f"{path.name}.shown")
 
 

@@ -18,6 +18,7 @@ from smartsched.core.events import (
     DrainRequested,
     Event,
     InputRead,
+    RunAdopted,
     RunBegan,
     RunCleared,
     RunExited,
@@ -46,6 +47,7 @@ from smartsched.core.model import (
     ProcessId,
     Run,
     RunKey,
+    Running,
     SamplerTrouble,
     Snapshot,
     Starting,
@@ -162,7 +164,7 @@ class PretendBox:
 
     def run(self, policy: Policy, seconds: float = 1e7) -> Loop:
         """Until all is over, or so much time has passed."""
-        began = RunBegan(self.clock.now(), policy.run_name, HOST, "/", ("list",), None, "{}")
+        began = RunBegan(self.clock.now(), policy.run_id, HOST, "/", ("list",), None, "{}")
         self.append(began)
         self.events = [began]
         loop = Loop(self.world(None), policy, replay(policy, [began]))
@@ -367,36 +369,39 @@ class _Launcher:
         box.records[key] = AttemptRecord(run.pid)
         return run
 
-    def adopt(
-        self, run: Run, now: Timestamp
-    ) -> RunLaunched | RunRevoked | RunExited | RunCleared | None:
-        box, key = self.box, run.key
+    def adopt(self, run: Run, now: Timestamp) -> list[RunLaunched | RunRevoked | RunAdopted]:
+        box, key, since = self.box, run.key, run.status.since
         match run.status:
             case Starting():
                 if key not in box.records:
                     box.revoked.add(key)
-                    return RunRevoked(now, key)
-                self._look_after(key, now)
-                return RunLaunched(now, key, ProcessId(box.records[key].pid, 0, "boot"), None)
+                    return [RunRevoked(now, key)]
+                process = ProcessId(box.records[key].pid, 0, "boot")
+                launched = RunLaunched(since, key, process, None)
+                return [launched, *self._look_after(key, since, now)]
             case Lingering():
                 self.leaders.add(key)
                 if key not in box.living:
                     self.gone.append(RunCleared(now, key))
-            case Stopping(killed_at=float()):
-                self.may_be_killed.add(key)
-                self._look_after(key, now)
-            case _:
-                self._look_after(key, now)
-        return None
+            case Stopping(started_at=started_at, killed_at=killed_at):
+                if killed_at is not None:
+                    self.may_be_killed.add(key)
+                return self._look_after(key, started_at, now)
+            case Running():
+                return self._look_after(key, since, now)
+        return []
 
-    def _look_after(self, key: RunKey, now: Timestamp) -> None:
+    def _look_after(
+        self, key: RunKey, since: Timestamp, now: Timestamp
+    ) -> list[RunLaunched | RunRevoked | RunAdopted]:
         self.leaders.add(key)
         if key in self.box.living:
             run = self.box.living[key]
             run.is_adopted, run.exit_told = True, False
-        else:
-            at, ending = self._end_by_record(key, now)
-            self.gone.append(RunExited(at, key, ending, leftovers=0))
+            return [RunAdopted(now, key, since)]
+        at, ending = self._end_by_record(key, now)
+        self.gone.append(RunExited(at, key, ending, leftovers=0))
+        return []
 
     def _end_by_record(self, key: RunKey, now: Timestamp) -> tuple[Timestamp, Ending]:
         record = self.box.records.get(key)
@@ -498,7 +503,7 @@ class _Intake:
 class _Journal:
     box: PretendBox
 
-    def write(self, events: Sequence[Event]) -> str | None:
+    def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
         """A crash may cut a batch off behind any of its records: then those before it are true."""
         box = self.box
         box.moment()

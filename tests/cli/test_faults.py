@@ -156,7 +156,8 @@ def fill(place: Path) -> Path:
 
 
 def test_a_full_disk_holds_new_work_until_there_is_room(box: Box, small_disk: Path):
-    commands = [gated("a"), *[f"echo {number} >> done" for number in range(20)]]
+    # the page that the journal ends in still has room for a few jobs' records, not for all
+    commands = [gated("a"), *[f"echo {number} >> done" for number in range(60)]]
     session = box.start(
         *MOMENT, "--gpus", "0", "--state", str(small_disk), str(box.list_of(commands))
     )
@@ -165,13 +166,13 @@ def test_a_full_disk_holds_new_work_until_there_is_room(box: Box, small_disk: Pa
     filler = fill(small_disk)
     let_go(box)
     session.says("No space left on device")
-    assert box.lines("done") == ["a"]
+    assert len(box.lines("done")) < 30
 
     filler.unlink()
 
     done = session.end()
     assert done.status == 0
-    assert Counter(box.lines("done")) == Counter(["a", *map(str, range(20))])
+    assert Counter(box.lines("done")) == Counter(["a", *map(str, range(60))])
 
 
 def test_a_run_for_which_there_is_no_room_is_one_line_and_leaves_nothing(

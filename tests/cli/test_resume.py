@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import MOMENT, Box, Session, a_pipe, alive
+from tests.cli.harness import MOMENT, PROGRAM, Box, Session, a_pipe, alive
 from tests.waiting import wait_until
 
 KILLS = 10
@@ -400,7 +401,7 @@ def test_a_single_command_is_adopted_and_its_status_is_ours(box: Box):
     assert box.lines("done") == ["a"]
 
 
-def test_by_default_the_latest_run_of_this_folder_that_has_something_left_goes_on(box: Box):
+def test_by_default_the_latest_run_of_this_folder_goes_on_and_no_abandoned_one(box: Box):
     crashed(box, gated("a"), "echo first >> done", options=("--name", "zz-first"))
     crashed(box, gated("a"), "echo second >> done", options=("--name", "middle"))
     last = box.run(*MOMENT, "--name", "finished", commands=["true"])
@@ -410,12 +411,13 @@ def test_by_default_the_latest_run_of_this_folder_that_has_something_left_goes_o
     other.crash()
     let_go(box)
 
-    second = box.run("--resume")
-    first = box.run("--resume")
+    latest = box.run("--resume")
+    second = box.run("--resume", "middle")
 
-    assert last.status == 0
+    assert last.status == latest.status == 0
+    assert "nothing is left of run finished" in latest.err
+    assert "earlier runs of this folder have something left: middle, zz-first" in latest.err
     assert "going on with run middle:" in second.err
-    assert "going on with run zz-first:" in first.err
     assert sorted(box.lines("done")) == ["a", "a", "first", "second"]
 
 
@@ -804,3 +806,80 @@ def test_a_folder_of_runs_that_was_opened_to_others_is_closed_again(box: Box):
 
     assert done.status == 0
     assert stat.S_IMODE((box.state / "runs").stat().st_mode) == 0o700
+
+
+def test_another_run_of_the_same_name_elsewhere_is_left_alone(box: Box):
+    """It has the same name, and its own id."""
+    other = box.start(
+        *MOMENT, "--gpus", "1", "--name", "same", "--state", "other", "--", "sleep", "600"
+    )
+    other.says("job 1 started")
+    crashed(box, gated("a"), options=("--name", "same", "--gpus", "0"))
+    let_go(box)
+
+    done = box.run("--resume")
+
+    assert done.status == 0, done.err
+    assert other.process.poll() is None
+    assert "behind" not in done.err
+
+
+def test_a_run_that_was_limited_by_its_shell_stays_so_in_another_shell(box: Box):
+    commands = [gated("a"), *["echo $SMARTSCHED_GPUS >> gpus"] * 4]
+    session = box.start(*MOMENT, str(box.list_of(commands)), env={"CUDA_VISIBLE_DEVICES": "1"})
+    session.says("job 1 started")
+    session.crash()
+    let_go(box)
+
+    done = box.run("--resume")
+
+    assert done.status == 0, done.err
+    assert set(box.lines("gpus")) == {"1"}
+
+
+def test_the_rest_of_a_script_is_no_list(box: Box):
+    """bash reads a script from its standard input line by line, and hands that on."""
+    crashed(box, gated("a"), "echo rest >> done")
+    let_go(box)
+    script = box.folder / "script"
+    script.write_text(f"{shlex.join([*PROGRAM, '--resume'])}\necho script >> done\n")
+
+    with script.open("rb") as stdin:
+        ended = subprocess.run(["bash"], stdin=stdin, env=box.env, cwd=box.folder, check=False)
+
+    assert ended.returncode == 0
+    assert sorted(box.lines("done")) == ["a", "rest", "script"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a PID namespace everywhere")
+def test_jobs_in_another_container_are_not_taken_for_gone(box: Box):
+    crashed(box, gated("a"))
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", *PROGRAM, "--resume"]
+
+    refused = subprocess.run(
+        inside, env=box.env, cwd=box.folder, capture_output=True, text=True, check=False
+    )
+    let_go(box)
+    done = box.run("--resume")
+
+    if "unshare" in refused.stderr:
+        pytest.skip(refused.stderr)
+    assert refused.returncode == 255
+    assert "--assume-gone" in refused.stderr
+    assert done.status == 0
+    assert box.lines("done") == ["a"]
+
+
+def test_running_jobs_are_adopted_though_the_driver_is_gone(box: Box):
+    crashed(box, gated("a"), "echo never >> done", options=("--gpus", "0"))
+    broken = {"LD_LIBRARY_PATH": str(box.folder / "nowhere")}
+
+    session = box.start("--resume", env=broken)
+    session.says("still runs")
+    session.says("nothing new is started")
+    let_go(box)
+    session.says("job 1 ok")
+    session.signal(signal.SIGTERM)
+
+    assert session.end().status == 130
+    assert box.lines("done") == ["a"]

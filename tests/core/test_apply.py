@@ -19,6 +19,7 @@ from smartsched.core.events import (
     JobRecalled,
     LineRejected,
     ListReplaced,
+    RunAdopted,
     RunBegan,
     RunCleared,
     RunClosed,
@@ -602,3 +603,12 @@ def test_leftovers_that_are_gone_free_the_gpu_also_when_their_job_is_not_settled
 
     assert list(state.ended) == [a_run()]
     assert state.holds[a_key()].cleared_at == T0 + 3
+
+
+def test_how_long_an_adopted_run_has_run_is_known_anew():
+    """The clock may have been set since it began."""
+    state = after([*accepted(1), placed(), launched(), RunAdopted(T0 + 3600, a_run(), T0 + 3590)])
+
+    [run] = state.runs.values()
+    assert run.status.since == T0 + 3590
+    assert is_refused(after(accepted(1)), RunAdopted(T0, a_run(), T0))

@@ -56,6 +56,7 @@ EXAMPLES: list[Event] = [
     events.StopRequested(T0, "ctrl-c"),
     events.WaitTimedOut(T0),
     events.RunPlaced(T0, a_run(), TWO_GPUS),
+    events.RunAdopted(T0 + 9, a_run(), T0),
     events.RunLaunched(T0, a_run(), a_process_id(), None),
     events.RunLaunched(T0, a_run(), a_process_id(), "/logs/0001.log"),
     events.RunPostponed(T0, a_run(), "cannot fork"),

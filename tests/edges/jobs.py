@@ -78,12 +78,13 @@ class Dispatcher:
             shell=shell,
             environment=dict(os.environb) if environment is None else environment,
             run_name=self.run_name,
+            run_id=self.run_name,
             wrapper=WRAPPER,
         )
         stack.callback(spawner.close)
         self.processes = Processes(
             self.waiter,
-            run_name=self.run_name,
+            run_id=self.run_name,
             spawner=spawner,
             output=self.output,
             attempts=self.attempts,

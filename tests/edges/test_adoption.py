@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from smartsched.core.events import Event, RunCleared, RunLaunched, RunRevoked
+from smartsched.core.events import Event, RunAdopted, RunCleared, RunLaunched, RunRevoked
 from smartsched.core.model import Exited, Killed, Lost, ProcessId, Run
 from smartsched.edges.family import Family
 from tests.edges.jobs import Dispatcher
@@ -91,9 +91,11 @@ def boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def adopt(dispatcher: Dispatcher, *runs: Run) -> list[Event | None]:
+def adopt(dispatcher: Dispatcher, *runs: Run) -> list[Event]:
+    """What is news of them, but for those that just go on."""
     now = dispatcher.clock.now()
-    return [dispatcher.processes.adopt(run, now) for run in runs]
+    events = [event for run in runs for event in dispatcher.processes.adopt(run, now)]
+    return [event for event in events if not isinstance(event, RunAdopted)]
 
 
 @pytest.mark.usefixtures("any_kernel")
@@ -104,7 +106,7 @@ def test_jobs_outlive_their_dispatcher_and_are_told_with_their_true_status(
     when_said(1, *jobs)
     dispatcher = successor()
 
-    assert adopt(dispatcher, *[job.running for job in jobs]) == [None] * 3
+    assert adopt(dispatcher, *[job.running for job in jobs]) == []
     dispatcher.take()
     assert dispatcher.events == []
     Path("gate").touch()
@@ -562,3 +564,21 @@ def test_who_is_gone_and_who_is_a_zombie_does_not_live(dispatcher: Dispatcher):
     assert lives(ProcessId(os.getpid(), start_of(os.getpid()), boot()))
     assert not lives(ProcessId(0, 0, ""))
     assert not lives(ProcessId(0, 0, boot()))
+
+
+@pytest.mark.usefixtures("any_kernel")
+def test_how_long_an_adopted_job_has_run_does_not_depend_on_the_clock(
+    predecessor: Predecessor, successor: Callable[[], Dispatcher]
+):
+    """Somebody may have set it since: what the kernel knows of the process decides."""
+    [job] = predecessor.launch(UNTIL_GATE)
+    when_said(1, job)
+    dispatcher = successor()
+    now = dispatcher.clock.now() + 3600
+
+    [event] = dispatcher.processes.adopt(job.running, now)
+
+    assert isinstance(event, RunAdopted)
+    assert 0 <= now - event.since < 60
+    Path("gate").touch()
+    dispatcher.exit_of(job.key)

@@ -95,6 +95,7 @@ def test_a_job_s_fields_are_in_the_environment(dispatcher_of: MakeDispatcher):
 
     fields = {k: v for k, v in seen.items() if k.startswith("SMARTSCHED_")}
     assert fields == {
+        "SMARTSCHED_ON_FINISH": "1",
         "SMARTSCHED_RUN": "my-run",
         "SMARTSCHED_JOB": "7",
         "SMARTSCHED_ATTEMPTS": "2",
@@ -131,7 +132,12 @@ def test_any_command_can_be_told_cut_to_what_fits(dispatcher_of: MakeDispatcher,
 
 
 def test_it_is_told_of_jobs_though_we_are_part_of_one_ourselves(dispatcher_of: MakeDispatcher):
-    inherited = {b"SMARTSCHED_RUN": b"outer", b"SMARTSCHED_JOB": b"9", b"SMARTSCHED_ATTEMPT": b"1"}
+    inherited = {
+        b"SMARTSCHED_RUN": b"outer",
+        b"SMARTSCHED_RUN_ID": b"outer",
+        b"SMARTSCHED_JOB": b"9",
+        b"SMARTSCHED_ATTEMPT": b"1",
+    }
     beside = Beside(dispatcher_of, DUMP, environment=dict(os.environb) | inherited)
 
     beside.hooks.tell(tell(7))

@@ -177,7 +177,7 @@ def test_a_process_of_two_kinds_is_listed_once_as_compute(
 
 
 def test_a_process_of_a_run_carries_its_tag(machine: StubMachine):
-    tag = {"SMARTSCHED_RUN": "r", "SMARTSCHED_JOB": "7", "SMARTSCHED_ATTEMPT": "2"}
+    tag = {"SMARTSCHED_RUN_ID": "r", "SMARTSCHED_JOB": "7", "SMARTSCHED_ATTEMPT": "2"}
     with subprocess.Popen(["sleep", "600"], env=os.environ | tag) as job:
         machine.add_stranger(0, GIB, job.pid)
         wait_until(lambda: command_of(job.pid) == "sleep 600")

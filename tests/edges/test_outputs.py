@@ -366,7 +366,7 @@ def test_another_dispatcher_goes_on_where_the_reading_stopped(
     """The first one dies without a word; its job does not notice."""
     path, run = output_folder() / "0001.1", launch_of("").run
     path.write_bytes(b"shown\nhalf")
-    path.with_name("0001.1.shown").write_bytes(b"%020d" % len(b"shown\n"))
+    path.with_name("0001.1.shown").write_bytes(b"%020d\n[1 gpu 3] " % len(b"shown\n"))
     dispatcher = dispatcher_of(output=lambda waiter: tagged_to(waiter, listener.write_fd))
     listener.listen()
     assert isinstance(dispatcher.output, Tagged)
