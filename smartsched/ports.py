@@ -12,6 +12,7 @@ from smartsched.core.decide import Decision
 from smartsched.core.events import (
     DrainRequested,
     Event,
+    FailuresDropped,
     InputRead,
     RunAdopted,
     RunCleared,
@@ -113,8 +114,8 @@ class Intake(Protocol):
         """Up to `most` that have arrived."""
         ...
 
-    def finished(self, now: Timestamp) -> Sequence[InputRead]:
-        """Which inputs were read to their ends since the last call."""
+    def finished(self, now: Timestamp) -> Sequence[InputRead | FailuresDropped]:
+        """Which inputs were read to their ends since the last call, and what follows from it."""
         ...
 
     def has_more(self) -> bool:

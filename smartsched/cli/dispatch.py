@@ -2,6 +2,7 @@
 up."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ def _go_on(
         parts.narrator.warn(f"nothing new is started: {error}", clock.now())
     _run(loop, parts, session, clock)
     _finish(parts, loop, clock, waiter)
+    if session.reminder is not None:
+        print(f"smartsched: {session.reminder}", file=sys.stderr)
     return state
 
 
@@ -113,7 +116,7 @@ def _run(loop: Loop, parts: _Parts, session: Session, clock: SteadyClock) -> Non
         loop.run()
     except BaseException:  # whatever it is, it is no reason to stop anybody's training
         if loop.state.runs:
-            text = f"the running jobs go on: smartsched --resume {session.folder.name}"
+            text = f"the running jobs go on: {session.how_to_go_on}"
             parts.narrator.warn(text, clock.now())
         raise
 
@@ -234,9 +237,10 @@ def _narrator(session: Session, view: View) -> Narrator:
         quiet=config.quiet,
         verbose=config.verbose,
         single=session.single,
-        logs=_log_folder(config),
+        logs=_log_folder(session),
         run_name=config.run_name,
-        here=session.directory,
+        how_to_go_on=session.how_to_go_on,
+        here=session.here,
     )
 
 
@@ -290,11 +294,11 @@ def _change_to(folder: str) -> None:
         raise UsageError(f"--wd: cannot go to {folder}: {error.strerror}") from error
 
 
-def _log_folder(config: Config) -> str | None:
+def _log_folder(session: Session) -> str | None:
+    config = session.config
     if config.output != "log":
         return None
-    here = os.getcwd().rstrip("/") + "/"
-    return os.path.join(config.logs, config.run_name).removeprefix(here)
+    return os.path.join(config.logs, config.run_name).removeprefix(session.here.rstrip("/") + "/")
 
 
 def _output(config: Config, session: Session, waiter: Waiter, warn: Warn) -> Output:

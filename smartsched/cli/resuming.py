@@ -61,7 +61,7 @@ def resume(
     now: Timestamp,
 ) -> Session:
     """Take up a run where its last dispatcher ended or died, in the folder where it began."""
-    runs = runs_of(args)
+    runs, here = runs_of(args), os.getcwd()
     name, files = _which(runs, args)
     inputs = _list_given(files)
     folder = runs.open(name)
@@ -85,7 +85,7 @@ def resume(
         journal,
         past.state,
         _next_intake(past, args, config, folder, inputs, fds),
-        directory=past.began.directory,
+        here=here,
         single=past.began.command is not None,
     )
     stack.callback(session.intake.close)
@@ -93,7 +93,8 @@ def resume(
     failed_too = args.resume_failed and not inputs
     session.resumed = RunResumed(now, this_host(), remembered(again), failed_too, this_place())
     session.replaced = ListReplaced(now, names) if inputs else None
-    session.notes = _notes(journal, past, inputs)
+    session.reminder = _broken_off(past, inputs)
+    session.notes = _notes(journal, session.reminder, inputs)
     if unfinished := getattr(args, "unfinished", []):
         left = ", ".join(unfinished[:3])
         session.notes.append(f"earlier runs of this folder have something left: {left}")
@@ -252,6 +253,7 @@ def _next_intake(
         is_waiting=lambda job: job in state.set_aside or job in state.unnamed,
         failed_too=args.resume_failed,
         failed_first=not inputs,
+        replaces=bool(inputs) or past.lists > 0,
         read_to=read_to,
     )
 
@@ -283,8 +285,18 @@ def _whole(past: _Past, folder: RunFolder) -> set[int]:
     return whole
 
 
-def _notes(journal: FileJournal, past: _Past, inputs: list[Input]) -> list[str]:
-    notes = []
+def _broken_off(past: _Past, inputs: list[Input]) -> str | None:
+    names = [name for n, name in enumerate(past.inputs) if n not in past.whole]
+    if not names or inputs or not past.state.input_open:
+        return None
+    return (
+        f"{', '.join(names)} had not been read to its end when the last dispatcher ended: for the"
+        f" rest, smartsched --resume {past.began.name} FILE"
+    )
+
+
+def _notes(journal: FileJournal, broken_off: str | None, inputs: list[Input]) -> list[str]:
+    notes = [] if broken_off is None else [broken_off]
     if journal.cut_off_bytes:
         notes.append(
             f"the journal's last {journal.cut_off_bytes} bytes were no whole record any more, as"
@@ -292,12 +304,6 @@ def _notes(journal: FileJournal, past: _Past, inputs: list[Input]) -> list[str]:
         )
     if not inputs and _is_pipe_with_data():
         notes.append("standard input is a pipe and was not read; with -, it is the new list")
-    broken_off = [name for n, name in enumerate(past.inputs) if n not in past.whole]
-    if broken_off and not inputs and past.state.input_open:
-        notes.append(
-            f"{', '.join(broken_off)} had not been read to its end when the last dispatcher ended:"
-            f" for the rest, smartsched --resume {past.began.name} FILE"
-        )
     return notes
 
 

@@ -91,6 +91,8 @@ def exit_status(state: State, *, single: bool) -> int:
     if cut_short and not state.halted:
         return EXIT_INTERRUPTED
     failures = state.totals.failed + state.totals.rejected
+    if state.halted:  # jobs that wait for another try have not failed for good, nor succeeded
+        failures = max(failures, 1)
     return failures if failures <= _MOST_FAILURES_TOLD_APART else _MORE_FAILURES
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -40,13 +41,20 @@ class Session:
     journal: FileJournal
     state: State
     intake: Intake
-    directory: str  # where smartsched was started first
+    here: str  # where the user is: paths below it are told without it
     single: bool  # there is one command, given on the command line
     resumed: RunResumed | None = None  # None: it begins
     replaced: ListReplaced | None = None
     expected_commands: int | None = None  # in all; None: nobody knows
     notes: list[str] = field(default_factory=list)
+    reminder: str | None = None  # a note that matters still when all is over
     over: list[RunKey] = field(default_factory=list)  # attempts that ended and were not tidied up
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to type for the rest."""
+        state = f" --state {shlex.quote(self.args.state)}" if self.args.state is not None else ""
+        return f"smartsched --resume {self.folder.name}{state}"
 
     def history(self) -> Iterator[Event]:
         """All records so far. Nothing may be written while they are read."""
@@ -105,7 +113,7 @@ def begin(
         journal,
         replay(config.policy, events),
         intake,
-        directory=here,
+        here=here,
         single=config.command is not None,
         expected_commands=None if isinstance(intake, OneCommand) else intake.line_count(),
     )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from smartsched.core.events import (
     DrainRequested,
     Event,
+    FailuresDropped,
     GpuReleased,
     GpuWithheld,
     Halted,
@@ -98,6 +99,12 @@ def apply(state: State, event: Event) -> None:  # noqa: C901, PLR0912  # a table
             state.set_aside.clear()
         case ListReplaced():
             _set_aside(state)
+        case FailuresDropped(jobs=jobs):
+            if len(jobs) > state.totals.failed:
+                raise IllegalTransitionError(event, state.totals)
+            state.totals.failed -= len(jobs)
+            state.before.failed -= len(jobs)
+            state.totals.dropped += len(jobs)
         case DrainRequested():
             state.closing = max(state.closing, Closing.DRAIN)
         case StopRequested():

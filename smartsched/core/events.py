@@ -56,6 +56,14 @@ class ListReplaced:
 
 
 @dataclass(frozen=True, slots=True)
+class FailuresDropped:
+    """Jobs that had failed, and that the new list does not have: no longer of this run."""
+
+    at: Timestamp
+    jobs: tuple[JobId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class InputRead:
     """All of an input lies in the run's folder: its last line is whole."""
 
@@ -255,6 +263,7 @@ Event: TypeAlias = (
     RunBegan
     | RunResumed
     | ListReplaced
+    | FailuresDropped
     | InputRead
     | JobAccepted
     | JobRecalled

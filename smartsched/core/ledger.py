@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from smartsched.core.events import (
     Event,
+    FailuresDropped,
     GpuWithheld,
     JobAccepted,
     JobFinished,
@@ -30,6 +31,7 @@ class Ledger:
     _since_replaced: list[tuple[_Identity, JobId]] = field(default_factory=list)
     _seen: Counter[_Identity] = field(default_factory=Counter)
     failed: dict[JobId, tuple[JobSpec, int]] = field(default_factory=dict)  # and its attempts
+    _forgotten: set[JobId | None] = field(default_factory=set)  # a list that has them: new ones
     _specs: dict[JobId, JobSpec] = field(default_factory=dict)
 
     def record(self, event: Event) -> None:  # noqa: C901  # a table: one case an event
@@ -49,6 +51,10 @@ class Ledger:
                 for run in runs:
                     if run.job in self.failed and self.failed[run.job][1] == run.attempt:
                         self._specs[run.job] = self.failed.pop(run.job)[0]
+            case FailuresDropped(jobs=jobs):
+                for job in jobs:
+                    self.failed.pop(job, None)
+                self._forgotten.update(jobs)
             case ListReplaced():
                 self.replace_list()
             case _:
@@ -61,6 +67,11 @@ class Ledger:
         self._since_replaced.clear()
         self._seen.clear()
 
+    def failed_before(self) -> set[JobId]:
+        """What had failed before the present list was given."""
+        known = {job for jobs in self._known.values() for job in jobs}
+        return known & self.failed.keys()
+
     def next_occurrence(self, spec: JobSpec) -> JobId | None:
         """Which job this line of the present list is; None: a new one. To be asked once for each
         line, in their order."""
@@ -68,7 +79,8 @@ class Ledger:
         jobs = self._known.get(identity, ())
         number = self._seen[identity]
         self._seen[identity] += 1
-        return jobs[number] if number < len(jobs) else None
+        job = jobs[number] if number < len(jobs) else None
+        return None if job in self._forgotten else job
 
 
 def _identity(spec: JobSpec) -> _Identity:

@@ -203,6 +203,7 @@ _TABLE: _Table = {
         {"at": _TIME, "host": _TEXT, "options": _TEXT, "failed_too": _FLAG, "place": _TEXT},
     ),
     "list_replaced": (events.ListReplaced, {"at": _TIME, "inputs": _list_of(_TEXT)}),
+    "failures_dropped": (events.FailuresDropped, {"at": _TIME, "jobs": _list_of(_COUNT)}),
     "input_read": (events.InputRead, {"at": _TIME, "number": _COUNT, "size_bytes": _COUNT}),
     "job_accepted": (
         events.JobAccepted,

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from smartsched.core.events import InputRead
+from smartsched.core.events import FailuresDropped, InputRead
 from smartsched.core.ledger import Ledger
 from smartsched.core.model import JobId, JobSpec, Position, Timestamp
 from smartsched.ports import Arrived, Intake, Recall
@@ -24,15 +24,18 @@ class Continued:
         failed_too: bool,
         failed_first: bool,
         read_to: Position | None,
+        replaces: bool = False,
     ) -> None:
         """`is_waiting`: whether a known job has still to run. `failed_too`: failed ones have as
         well; `failed_first`: whether or not the list names them. `read_to`: how far an earlier
-        dispatcher came with this list, if it is read from its beginning once more."""
+        dispatcher came with this list, if it is read from its beginning once more. `replaces`:
+        it took the place of another: failures that it does not name are no longer of the run."""
         self._lines = lines
         self._ledger = ledger
         self._is_waiting = is_waiting
         self._failed = dict(ledger.failed) if failed_too else {}
         self._read_to = read_to
+        self._unnamed = ledger.failed_before() if replaces else set()
         self._ready: deque[Arrived] = deque()
         if failed_first:
             for job in sorted(self._failed):
@@ -46,8 +49,12 @@ class Continued:
                 self._ready.extend(self._left_of(arrived))
         return [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
 
-    def finished(self, now: Timestamp) -> Sequence[InputRead]:
-        return self._lines.finished(now)
+    def finished(self, now: Timestamp) -> Sequence[InputRead | FailuresDropped]:
+        events: list[InputRead | FailuresDropped] = [*self._lines.finished(now)]
+        if self._unnamed and self.ended():
+            events.append(FailuresDropped(now, tuple(sorted(self._unnamed))))
+            self._unnamed.clear()
+        return events
 
     def has_more(self) -> bool:
         return bool(self._ready) or self._lines.has_more()
@@ -67,6 +74,8 @@ class Continued:
                 yield arrived
             return
         job = self._ledger.next_occurrence(spec)
+        if job is not None:
+            self._unnamed.discard(job)
         if is_past:
             return
         if job is None:

@@ -1,13 +1,14 @@
 """The run's journal on disk: appended to, made durable, read back; see core/records.py for what a
 line says."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from smartsched.core.events import Event
 from smartsched.core.records import decode_line, encode
-from smartsched.errors import JournalDamagedError
+from smartsched.errors import JournalDamagedError, StateError
 
 
 class FileJournal:
@@ -44,7 +45,10 @@ class FileJournal:
                 yield self._decode(line)
                 self._size += len(line)
         if self._size == 0:
-            raise JournalDamagedError(f"{self._path} holds no whole record")
+            raise JournalDamagedError(
+                f"{self._path} holds no whole record: there is nothing to go on with; begin anew"
+                " with the list, and delete that folder"
+            )
         self.cut_off_bytes = size - self._size
         if self.cut_off_bytes:
             os.ftruncate(self._fd, self._size)
@@ -53,6 +57,8 @@ class FileJournal:
         """Append and make durable, all or nothing; why not, or None."""
         data = b"".join(encode(event, self._seq + n) for n, event in enumerate(events, start=1))
         try:
+            if os.fstat(self._fd).st_nlink == 0:
+                raise FileNotFoundError(errno.ENOENT, "it was removed")
             if self._has_scraps:
                 os.ftruncate(self._fd, self._size)
                 self._has_scraps = False
@@ -60,6 +66,8 @@ class FileJournal:
             if durable:
                 os.fdatasync(self._fd)
         except OSError as error:
+            if os.fstat(self._fd).st_nlink == 0:
+                raise StateError(f"{self._path} is gone: without it nothing is started") from error
             self._take_back()
             self.is_failing = True
             return f"cannot write {self._path}: {error.strerror}"
@@ -94,7 +102,7 @@ class FileJournal:
         except JournalDamagedError as error:
             raise JournalDamagedError(
                 f"{self._path} is damaged in line {self._seq}: {error}. What follows from the lines"
-                " before it is true; to go on from there, cut the file off above that line. Jobs"
-                " that were started later would then run again, unless the damage is what a loss of"
-                " power left of the last lines"
+                " before it is true; to go on from there, cut the file off above that line. What"
+                " happened later is forgotten then: if it was not just the last moments before a"
+                " loss of power, jobs may run again"
             ) from error

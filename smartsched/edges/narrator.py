@@ -78,10 +78,12 @@ class Narrator:
         single: bool,
         logs: str | None,
         run_name: str,
+        how_to_go_on: str,
         here: str,
     ) -> None:
         """`single`: there is just one command, whose end needs no summary. `logs`: where they are;
-        None: there are none. `here`: paths below it are told without it."""
+        None: there are none. `how_to_go_on`: what to type for the rest of the run. `here`: paths
+        below it are told without it."""
         self._view = view
         self._tail = tail
         self._quiet = quiet
@@ -89,6 +91,7 @@ class Narrator:
         self._single = single
         self._logs = logs
         self._run_name = run_name
+        self._how_to_go_on = how_to_go_on
         self._here = here.rstrip("/") + "/"
         self._ended: dict[RunKey, tuple[EndedRun, int]] = {}  # and its leftovers
         self._failures: list[tuple[JobId | None, str]] = []  # None: of a line
@@ -195,7 +198,7 @@ class Narrator:
         if earlier > 0:
             self._view.line(now, f"  and {words.count(earlier, 'failure')} before", "bad")
         if left:
-            text = f"to go on with what is left: smartsched --resume {self._run_name}"
+            text = f"to go on with what is left: {self._how_to_go_on}"
             self._view.line(now, text, "notice")
 
     def _summary(self, state: State, now: Timestamp) -> str:
@@ -294,7 +297,7 @@ class Narrator:
         numbers = ", ".join(str(job) for job in sorted(jobs))
         text = (
             f"GPU {name} is withheld: jobs {numbers} failed there at once, one after the other,"
-            " while others do well elsewhere; they are tried on other GPUs"
+            " while others do well elsewhere; they are tried on other GPUs (--no-guard: not so)"
         )
         self._view.line(now, text, "bad")
 
@@ -305,7 +308,7 @@ class Narrator:
         self._view.line(now, f"{text}; {what}" if state.runs else text, "bad")
         if event.why.startswith(THE_COMMAND_FAILS) and self._last_failure is not None:
             self._show_log(self._last_failure, now)
-            text = f"to go on all the same: smartsched --resume {self._run_name} --no-guard"
+            text = f"to go on all the same: {self._how_to_go_on} --no-guard"
             self._view.line(now, text, "notice")
 
     def _list_failure(self, job: JobId | None, text: str) -> None:

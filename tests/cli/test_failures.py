@@ -403,3 +403,11 @@ def test_statuses_are_those_that_are_documented(box: Box):
 
     assert [fine.status, one.status, rejected.status, waited.status] == [0, 1, 1, 124]
     assert session.end().status == 130
+
+
+def test_a_halted_run_has_not_succeeded(box: Box):
+    """Its jobs wait for another try: none has failed for good."""
+    done = box.run(*MOMENT, "--gpus", "0", "--retries", "2", commands=["exit 3"] * 6)
+
+    assert "the command itself fails" in done.err
+    assert done.status == 1

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -348,7 +349,7 @@ def test_failed_jobs_that_an_edited_list_names_run_again_where_asked_for(box: Bo
 
     done = box.run("--resume-failed", str(box.list_of(commands[:2])))
 
-    assert done.status == 1  # the one that is not on the list any more has failed all the same
+    assert done.status == 0  # the one that is not on the list any more is not of the run
     assert box.lines("did") == ["b", "c", "a"]
 
 
@@ -882,4 +883,58 @@ def test_running_jobs_are_adopted_though_the_driver_is_gone(box: Box):
     session.signal(signal.SIGTERM)
 
     assert session.end().status == 130
+    assert box.lines("done") == ["a"]
+
+
+def test_a_failure_that_was_mended_in_the_list_does_not_count_for_ever(box: Box):
+    first = box.run(*MOMENT, "--name", "r", commands=["echo ok >> done", "exit 9"])
+    mended = box.list_of(["echo ok >> done", "echo mended >> done"])
+
+    done = box.run("--resume", "r", str(mended))
+    again = box.run("--resume", "r")
+
+    assert (first.status, done.status, again.status) == (1, 0, 0), done.err
+    assert box.lines("done") == ["ok", "mended"]
+    assert "1 no longer on the list" in done.err
+
+
+def test_a_failure_that_the_list_still_has_still_counts(box: Box):
+    box.run(*MOMENT, "--name", "r", commands=["exit 9", "true"])
+
+    done = box.run("--resume", "r", str(box.list_of(["true", "exit 9", "echo new >> done"])))
+
+    assert done.status == 1
+    assert box.lines("done") == ["new"]
+
+
+def test_what_to_type_for_the_rest_can_be_typed(box: Box):
+    (box.folder / "a place").mkdir(0o700)
+    session = box.start(
+        *MOMENT, "--gpus", "0", "--state", "a place", str(box.list_of(["sleep 600", "true"]))
+    )
+    session.says("job 1 started")
+    session.signal(signal.SIGTERM)
+    said = session.end().err
+
+    line = next(line for line in said.splitlines() if "to go on with what is left: " in line)
+    words = shlex.split(line.partition("left: ")[2])
+
+    assert words[:2] == ["smartsched", "--resume"]
+    resumed = box.start(*words[1:])
+    resumed.says("going on with run")
+    resumed.signal(signal.SIGTERM)
+    assert resumed.end().status == 130
+
+
+def test_a_run_whose_folder_is_gone_ends_and_its_job_goes_on(box: Box):
+    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of([gated("a"), "echo b >> done"])))
+    began(box, "a")
+    session.says("job 1 started")
+    shutil.rmtree(box.run_folder())
+    let_go(box)
+
+    done = session.end()
+
+    assert done.status == 255
+    assert "is gone" in done.err
     assert box.lines("done") == ["a"]

@@ -44,6 +44,7 @@ EXAMPLES: list[Event] = [
     events.RunResumed(T0, HOST, "{}"),
     events.RunResumed(T0, HOST, "{}", failed_too=True),
     events.ListReplaced(T0, ("b.txt",)),
+    events.FailuresDropped(T0, (JobId(3), JobId(9))),
     events.InputRead(T0, 0, 2**40),
     events.JobAccepted(T0, JobId(1), SPEC, Position(0, 120, 7)),
     events.JobAccepted(T0, JobId(1), a_spec()),
