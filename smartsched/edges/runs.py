@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +26,8 @@ _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 # A `run_closed` is much shorter; a longer one is something else, and need not be whole.
 _LONGEST_LAST_RECORD_BYTES = 4096
+# A folder that is being filled is locked a moment after it was made.
+_BUILT_BY_NOW_SECONDS = 60.0
 _ADVICE = "name another place with --state DIR"
 
 
@@ -215,13 +217,15 @@ class Runs:
         for name in os.listdir(runs_fd):
             if not name.startswith("."):
                 continue
-            with suppress(OSError):
+            with suppress(OSError), ExitStack() as stack:
                 fd = _open_own_folder(name, runs_fd, name)
+                stack.callback(os.close, fd)
+                if time.time() - os.fstat(fd).st_mtime < _BUILT_BY_NOW_SECONDS:
+                    continue  # between its making and its locking it looks the same
                 lock_fd = open_own_file(fd, _LOCK, os.O_RDWR)
+                stack.callback(os.close, lock_fd)
                 fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 RunFolder(self._folder / name, fd, lock_fd).erase()
-                os.close(lock_fd)
-                os.close(fd)
 
     def _taken(self, name: str) -> UsageError:
         self.open(name).close()  # says so if somebody holds it

@@ -477,3 +477,38 @@ def test_a_folder_without_a_journal_has_no_records(runs: Runs, state: Path):
 
     assert runs.first_and_last_record("empty") is None
     assert runs.first_and_last_record("missing") is None
+
+
+def unfinished(runs: Runs, state: Path, *, minutes_ago: int) -> tuple[NewRun, Path]:
+    """A folder that its dispatcher has begun to fill."""
+    new = fill(runs.create("first"))
+    [building] = (state / "runs").glob(".*")
+    then = building.stat().st_mtime - 60 * minutes_ago
+    os.utime(building, (then, then))
+    return new, building
+
+
+def test_what_a_killed_dispatcher_began_to_fill_is_tidied_away(runs: Runs, state: Path):
+    new, building = unfinished(runs, state, minutes_ago=2)
+    new.folder.close()
+    before = len(os.listdir("/proc/self/fd"))
+
+    made(runs, "second")
+
+    assert not building.exists()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("minutes_ago", "is_held"), [(2, True), (0, False)])
+def test_what_a_living_dispatcher_may_be_filling_is_left_alone(
+    runs: Runs, state: Path, minutes_ago: int, is_held: bool
+):
+    new, building = unfinished(runs, state, minutes_ago=minutes_ago)
+    if not is_held:
+        new.folder.close()
+    before = len(os.listdir("/proc/self/fd"))
+
+    made(runs, "second")
+
+    assert (building / JOURNAL).exists()
+    assert len(os.listdir("/proc/self/fd")) == before
