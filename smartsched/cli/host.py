@@ -1,4 +1,4 @@
-"""Which host this is."""
+"""Which host this is, and whose processes can be seen from here."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Reads commands as they are needed: lines of files and pipes, without ever waiting for them."""
+"""Where commands come from: inputs to be opened, the one of the command line, lines as they are."""
 
 import os
 import select

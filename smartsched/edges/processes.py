@@ -1,4 +1,4 @@
-"""The only module that starts, signals and awaits jobs.
+"""Launches, signals and awaits jobs, and adopts those of an earlier dispatcher.
 
 Each run is a session and process group of its own, led by a wrapper that leaves a record of how its
 command ended, for whoever dispatches then; the family knows whoever the run starts besides. Runs of
