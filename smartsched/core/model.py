@@ -44,6 +44,7 @@ class GpuProcess:
     run_tag: str | None  # None: carries no tag of a smartsched run that we may read
     session: int | None  # None: gone already, or not visible from here
     ancestors: tuple[int, ...] = ()
+    utilization_percent: int | None = None  # None: the driver does not say
 
 
 class ProcessId(NamedTuple):
@@ -140,12 +141,25 @@ Observation: TypeAlias = Snapshot | SamplerTrouble
 
 
 @dataclass(frozen=True, slots=True)
+class Wishes:
+    """What one command asks for itself; None: what is asked for all of them."""
+
+    gpus: int | None = None  # 0: it needs none
+    memory_bytes: int | None = None  # that it will use on each of its GPUs, at most
+    utilization_percent: float | None = None  # that it will cause on each of its GPUs
+    priority: int = 0  # larger ones go first
+    timeout_seconds: float | None = None
+    name: str = ""  # what to call it, for people
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """What the user asked for. Never changes after it was accepted."""
 
     command: str  # shell text; bytes that are not UTF-8 travel as surrogate escapes
     source: str  # where it came from, for messages: "commands.txt:12"
     directory: str = ""  # where it runs, absolute; "": where the dispatcher is
+    wishes: Wishes = Wishes()
 
 
 @dataclass(frozen=True, slots=True)

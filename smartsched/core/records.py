@@ -31,6 +31,7 @@ from smartsched.core.model import (
     Position,
     ProcessId,
     RunKey,
+    Wishes,
 )
 from smartsched.errors import JournalDamagedError
 
@@ -98,14 +99,39 @@ _TEXT = _Form(_same, _exactly(str))
 _FLAG = _Form(_same, _exactly(bool))
 _COUNT = _Form(_same, _count)
 _TIME = _Form(_same, _number)
-_SPEC = _Form(
-    lambda spec: {"command": spec.command, "source": spec.source, "directory": spec.directory},
-    lambda value: JobSpec(
+_INTEGER = _Form(_same, _exactly(int))
+_WISHES: dict[str, _Form] = {
+    "gpus": _COUNT,
+    "memory_bytes": _COUNT,
+    "utilization_percent": _TIME,
+    "priority": _INTEGER,
+    "timeout_seconds": _TIME,
+    "name": _TEXT,
+}
+
+
+def _spec_to_json(spec: JobSpec) -> dict[str, Any]:
+    wishes = {
+        name: form.to_json(value)
+        for name, form in _WISHES.items()
+        if (value := getattr(spec.wishes, name)) != getattr(_NO_WISHES, name)
+    }
+    plain = {"command": spec.command, "source": spec.source, "directory": spec.directory}
+    return plain | {"wishes": wishes} if wishes else plain
+
+
+def _spec_of_json(value: Any) -> JobSpec:
+    wishes = value.get("wishes", {})
+    return JobSpec(
         _exactly(str)(value["command"]),
         _exactly(str)(value["source"]),
         _exactly(str)(value["directory"]),
-    ),
-)
+        Wishes(**{name: _WISHES[name].of_json(wish) for name, wish in wishes.items()}),
+    )
+
+
+_NO_WISHES = Wishes()
+_SPEC = _Form(_spec_to_json, _spec_of_json)
 _POSITION = _Form(list, lambda value: Position(*map(_count, _exactly(list)(value))))
 _RUN = _Form(list, lambda value: _run_key(*_exactly(list)(value)))
 _GPU = _Form(list, lambda value: _gpu_key(*_exactly(list)(value)))

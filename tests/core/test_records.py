@@ -27,6 +27,7 @@ from smartsched.core.model import (
     Position,
     ProcessId,
     RunKey,
+    Wishes,
 )
 from smartsched.core.records import VERSION, as_object, decode_line, encode
 from smartsched.errors import JournalDamagedError
@@ -48,6 +49,10 @@ EXAMPLES: list[Event] = [
     events.InputRead(T0, 0, 2**40),
     events.JobAccepted(T0, JobId(1), SPEC, Position(0, 120, 7)),
     events.JobAccepted(T0, JobId(1), a_spec()),
+    events.JobAccepted(
+        T0, JobId(1), JobSpec(RAW, "list:1", "/", Wishes(0, 2**40, 30.5, -5, 7200.0, "big"))
+    ),
+    events.JobAccepted(T0, JobId(1), JobSpec(RAW, "list:1", "/", Wishes(priority=3))),
     events.JobRecalled(T0, JobId(1), a_spec(), 3, None),
     events.JobRecalled(T0, JobId(1), SPEC, 0, Position(2, 0, 0)),
     events.LineRejected(T0, "list:2", "holds a NUL byte", Position(0, 9, 2)),
