@@ -2,15 +2,18 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from smartsched.core.freeness import Share, Size, Thresholds
 from smartsched.core.halt import parse_halt
+from smartsched.core.hours import NO_CAP, Cap, parse_cap
 from smartsched.core.policy import Policy
+from smartsched.core.preference import Preference, parse_preference
 from smartsched.core.selection import Selection, parse_ids
 from smartsched.core.strangers import Ignored
 from smartsched.core.units import (
@@ -18,11 +21,13 @@ from smartsched.core.units import (
     parse_duration,
     parse_interval,
     parse_percent,
+    parse_positive_count,
     parse_positive_duration,
     parse_size,
 )
 from smartsched.errors import UsageError
 
+_NICEST = 19
 T = TypeVar("T")
 OutputMode = Literal["log", "tag", "raw"]
 
@@ -44,6 +49,9 @@ class Config:
     progress: bool
     color: bool
     sampler_arguments: tuple[str, ...]
+    nice: int | None  # None: as we are
+    checkpoint_signal: int | None  # None: runs that give way are asked to end
+    claims: str | None  # a folder; "": the usual one; None: there are no claims
     on_finish: str | None
     joblog: str | None
     json_log: str | None
@@ -74,6 +82,9 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         halt=None if args.halt is None else flag("--halt", parse_halt, args.halt),
         guard=args.guard,
         tells=args.on_finish is not None,
+        most_gpuless=os.cpu_count() or 1,
+        **_packing(args),
+        **_manners(args),
     )
     color = not args.no_color and not os.environ.get("NO_COLOR")
     return Config(
@@ -90,11 +101,68 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         progress=_progress(args, output),
         color=color,
         sampler_arguments=sampler_arguments(args, interval),
+        nice=None if args.nice is None else flag("--nice", _parse_nice, args.nice),
+        checkpoint_signal=_checkpoint_signal(args.checkpoint_signal),
+        claims=None if args.no_claims or args.simulate or args.replay else args.claims or "",
         on_finish=args.on_finish,
         joblog=args.joblog,
         json_log=args.json_log,
         notes=notes,
     )
+
+
+def _packing(args: argparse.Namespace) -> dict[str, Any]:
+    memory, percent = args.job_mem, args.job_util
+    return {
+        "gpus_per_job": flag("--gpus-per-job", parse_count, args.gpus_per_job),
+        "jobs_per_gpu": "auto"
+        if args.jobs_per_gpu == "auto"
+        else flag("--jobs-per-gpu", parse_positive_count, args.jobs_per_gpu),
+        "job_memory": memory if memory in (None, "auto") else flag("--job-mem", parse_size, memory),
+        "job_utilization_percent": None
+        if percent is None
+        else flag("--job-util", parse_percent, percent),
+        "oom_retries": flag("--oom-retries", parse_count, args.oom_retries),
+    }
+
+
+def _manners(args: argparse.Namespace) -> dict[str, Any]:
+    leave_free = "1" if args.polite and args.leave_free is None else args.leave_free
+    return {
+        "most_jobs": _cap("--jobs", args.jobs, least=1),
+        "most_gpus": _cap("--max-gpus", args.max_gpus),
+        "leave_free": _cap("--leave-free", leave_free),
+        "preference": Preference()
+        if args.prefer is None
+        else flag("--prefer", parse_preference, args.prefer),
+        "on_contention": args.on_contention or ("requeue" if args.polite else "drain"),
+        "yield_grace_seconds": flag("--yield-grace", parse_duration, args.yield_grace),
+        "asks_for_checkpoints": args.checkpoint_signal is not None,
+        "claims": not (args.no_claims or args.simulate or args.replay),
+    }
+
+
+def _cap(name: str, text: str | None, least: int = 0) -> Cap:
+    return NO_CAP if text is None else flag(name, lambda t: parse_cap(t, least), text)
+
+
+def _parse_nice(text: str) -> int:
+    nice = parse_count(text)
+    if nice > _NICEST:
+        raise UsageError(f"{text!r} is no niceness: give a number from 0 to {_NICEST}")
+    return nice
+
+
+def _checkpoint_signal(name: str | None) -> int | None:
+    if name is None:
+        return None
+    try:
+        signum = signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
+    except KeyError:
+        raise UsageError(f"--checkpoint-signal: there is no signal {name!r}; try USR1") from None
+    if signum in (signal.SIGKILL, signal.SIGSTOP):
+        raise UsageError(f"--checkpoint-signal: no job can save its state on {signum.name}")
+    return signum
 
 
 def sampler_arguments(args: argparse.Namespace, interval: float) -> tuple[str, ...]:

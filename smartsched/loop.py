@@ -6,7 +6,17 @@ What was observed is true whether or not it is written; what was decided happens
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from smartsched.core.actions import Action, Kill, Launch, Refresh, Tell, Terminate
+from smartsched.core.actions import (
+    Action,
+    Checkpoint,
+    Claim,
+    Kill,
+    Launch,
+    Refresh,
+    Release,
+    Tell,
+    Terminate,
+)
 from smartsched.core.apply import apply
 from smartsched.core.decide import Decision, decide
 from smartsched.core.events import (
@@ -33,12 +43,12 @@ from smartsched.core.model import (
     Timestamp,
     Wait,
 )
-from smartsched.core.policy import Policy
 from smartsched.core.settle import settle
-from smartsched.core.sight import see
+from smartsched.core.sight import hear, let_go, see
 from smartsched.core.state import Closing, State, postpone
 from smartsched.ports import (
     Arrived,
+    Claims,
     Clock,
     GpuSource,
     Intake,
@@ -66,6 +76,7 @@ class World:
     launcher: Launcher
     intake: Intake
     requests: Requests
+    claims: Claims
     journal: Journal
     teller: Teller
     observer: Observer
@@ -76,10 +87,11 @@ OVERSLEPT_SECONDS = 1.0
 
 
 class Loop:
-    def __init__(self, world: World, policy: Policy, state: State | None = None) -> None:
-        """`state`: what the journal of an earlier dispatcher says."""
+    def __init__(self, world: World, state: State, window: int = QUEUE_WINDOW) -> None:
+        """`state`: what the journal says so far. `window`: how many commands are read ahead."""
         self._world = world
-        self.state = state if state is not None else State(policy)
+        self.state = state
+        self._window = window
         self._slept_until: Timestamp = float("inf")
         self._more_input = False
         self._unwritten: list[Event] = []  # true, but not in the journal yet
@@ -94,6 +106,7 @@ class Loop:
         for run in list(self.state.runs.values()):
             self._record(launcher.adopt(run, now), now)
         self._record(launcher.take(now), now)  # what ended meanwhile did not outlive anybody
+        self._claim_again(now)
         if not adopt:
             runs = self.state.runs.items()
             survivors = [key for key, run in runs if isinstance(run.status, Running)]
@@ -104,6 +117,12 @@ class Loop:
             self._record(self._world.intake.finished(now), now)
         self._write([])
         self._ask_again()
+
+    def _claim_again(self, now: Timestamp) -> None:
+        """Where runs of ours are, other dispatchers are to know; with our predecessor its claims
+        went. Whoever came before us stays there beside us."""
+        for gpu in self.state.holds:
+            self._world.claims.ask([(gpu, 0)], now)
 
     def _ask_again(self) -> None:
         """That runs were told to end is on record; whether it was done before our predecessor died,
@@ -153,8 +172,11 @@ class Loop:
 
     def _observe(self, now: Timestamp) -> None:
         world = self._world
+        self.state.local_offset = world.clock.local_offset()
         self._record(world.requests.take(now), now)
         self._record(world.launcher.take(now), now)
+        for answer in world.claims.take(now):
+            hear(self.state, answer)
         overslept = now > self._slept_until + OVERSLEPT_SECONDS
         for observation in world.gpus.take(now):
             heard_at = now
@@ -168,7 +190,7 @@ class Loop:
     def _accept(self, now: Timestamp) -> None:
         intake = self._world.intake
         budget = LINES_A_TICK
-        while (room := min(QUEUE_WINDOW - len(self.state.queue), budget)) > 0:
+        while (room := min(self._window - len(self.state.queue), budget)) > 0:
             arrived = intake.take(room)
             if not arrived:
                 break
@@ -237,17 +259,32 @@ class Loop:
                     outcome = world.launcher.launch(action, now)
                     as_decided = as_decided and isinstance(outcome, RunLaunched)
                     self._record([outcome], now)
-                case Terminate(run):
-                    world.launcher.terminate(run)
-                case Kill(run):
-                    world.launcher.kill(run)
                 case Refresh(gpu, after):
                     looks.append((gpu, after))
-                case Tell():
-                    world.teller.tell(action)
+                case _:
+                    self._do(action, now)
         if looks:
             world.gpus.refresh(looks, now)
         return as_decided
+
+    def _do(
+        self, action: Terminate | Checkpoint | Kill | Claim | Release | Tell, now: Timestamp
+    ) -> None:
+        world = self._world
+        match action:
+            case Terminate(run):
+                world.launcher.terminate(run)
+            case Checkpoint(run):
+                world.launcher.checkpoint(run)
+            case Kill(run):
+                world.launcher.kill(run)
+            case Claim(gpus):
+                world.claims.ask(gpus, now)
+            case Release(gpus):
+                world.claims.release(gpus, now)
+                let_go(self.state, gpus)
+            case Tell():
+                world.teller.tell(action)
 
     def _record(self, events: Iterable[Event], now: Timestamp) -> None:
         """Take in what is true whatever we do; the next write has it."""
@@ -261,12 +298,13 @@ class Loop:
 
     def wake_at(self, decision: Decision) -> Timestamp:
         """How long it may sleep if nothing happens."""
-        if self._more_input and len(self.state.queue) < QUEUE_WINDOW:
+        if self._more_input and len(self.state.queue) < self._window:
             return self._world.clock.now()
         world = self._world
         return min(
             decision.wake_at,
             world.gpus.wake_at(),
             world.launcher.wake_at(),
+            world.claims.wake_at(),
             world.observer.wake_at(),
         )

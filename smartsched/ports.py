@@ -3,7 +3,7 @@
 Nothing here waits but `Waiter.wait`: everything else answers with what there is by now.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from smartsched.core.events import (
 )
 from smartsched.core.model import (
     BadLine,
+    ClaimAnswer,
     GpuKey,
     JobId,
     JobSpec,
@@ -38,6 +39,9 @@ from smartsched.core.state import State
 
 class Clock(Protocol):
     def now(self) -> Timestamp: ...
+    def local_offset(self) -> float:
+        """What to add to `now` for the time on the wall, in seconds since 1970-01-01 there."""
+        ...
 
 
 class Waiter(Protocol):
@@ -79,6 +83,11 @@ class Launcher(Protocol):
         ...
 
     def terminate(self, run: RunKey) -> None: ...
+    def checkpoint(self, run: RunKey) -> None:
+        """Send the user's signal to those of its processes that wait for it; if there is none,
+        terminate it."""
+        ...
+
     def kill(self, run: RunKey) -> None: ...
 
     def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared | RunPostponed]:
@@ -133,6 +142,23 @@ class Journal(Protocol):
     def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
         """Append them, all or none, and make them durable. None: they are; else why not."""
         ...
+
+
+class Claims(Protocol):
+    """What dispatchers of a host tell each other: on which GPUs they are, or are about to be."""
+
+    def ask(self, gpus: Sequence[tuple[GpuKey, int]], now: Timestamp) -> None:
+        """Claim all of these, with so many bytes of each (0: all), or none. Asking again while the
+        answer is under way changes nothing."""
+        ...
+
+    def release(self, gpus: Collection[GpuKey], now: Timestamp) -> None: ...
+
+    def take(self, now: Timestamp) -> Sequence[ClaimAnswer]:
+        """What came of claims since the last call."""
+        ...
+
+    def wake_at(self) -> Timestamp: ...
 
 
 class Teller(Protocol):

@@ -234,4 +234,5 @@ def observe(
     max_gap_seconds: float,
 ) -> Watch:
     """Heard at once."""
-    return freeness.observe(watch, reading, taken_at, taken_at, hold, thresholds, max_gap_seconds)
+    holds = () if hold is None else (hold,)
+    return freeness.observe(watch, reading, taken_at, taken_at, holds, thresholds, max_gap_seconds)

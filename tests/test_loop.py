@@ -2,7 +2,7 @@
 
 # ruff: noqa: ARG002  # a fake has the arguments of its port
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ from smartsched.core.events import (
 )
 from smartsched.core.model import (
     BadLine,
+    ClaimAnswer,
+    ClaimGranted,
     Exited,
     GpuKey,
     JobId,
@@ -85,6 +87,9 @@ class FakeClock:
     def now(self) -> Timestamp:
         return self.time
 
+    def local_offset(self) -> float:
+        return 0.0
+
 
 @dataclass
 class FakeWaiter:
@@ -115,6 +120,26 @@ class FakeGpus:
 
 
 @dataclass
+class FakeClaims:
+    diary: list[str]
+    answers: list[ClaimAnswer] = field(default_factory=list)
+
+    def ask(self, gpus: Sequence[tuple[GpuKey, int]], now: Timestamp) -> None:
+        self.diary.append(f"claim {len(gpus)}")
+        self.answers.append(ClaimGranted(now, tuple(key for key, _ in gpus)))
+
+    def release(self, gpus: Collection[GpuKey], now: Timestamp) -> None:
+        self.diary.append(f"release {len(gpus)}")
+
+    def take(self, now: Timestamp) -> Sequence[ClaimAnswer]:
+        answers, self.answers = self.answers, []
+        return answers
+
+    def wake_at(self) -> Timestamp:
+        return T0 if self.answers else NEVER
+
+
+@dataclass
 class FakeLauncher:
     diary: list[str]
     ended: list[RunExited | RunCleared | RunPostponed] = field(default_factory=list)
@@ -122,6 +147,9 @@ class FakeLauncher:
     became: dict[RunKey, Adopted] = field(default_factory=dict)
     safe: list[Event] = field(default_factory=list)
     wake: Timestamp = NEVER
+
+    def checkpoint(self, run: RunKey) -> None:
+        self.diary.append(f"checkpoint {run.job}")
 
     def launch(self, launch: Launch, now: Timestamp) -> Outcome:
         self.diary.append(f"launch {launch.run.job}/{launch.run.attempt}")
@@ -245,6 +273,7 @@ class FakeWorld:
             [line if isinstance(line, Arrived) else Arrived(line) for line in lines]
         )
         self.requests = FakeRequests()
+        self.claims = FakeClaims(self.diary)
         self.journal = FakeJournal(self.diary)
         self.teller = FakeTeller(self.diary)
         self.observer = FakeObserver(self.diary)
@@ -256,12 +285,12 @@ class FakeWorld:
                 self.launcher,
                 self.intake,
                 self.requests,
+                self.claims,
                 self.journal,
                 self.teller,
                 self.observer,
             ),
-            a_policy(**policy),
-            replay(a_policy(**policy), before) if before else None,
+            replay(a_policy(**policy), before),
         )
 
     def jobs_end(self) -> None:

@@ -2,6 +2,7 @@
 up."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from smartsched.core.model import Timestamp
 from smartsched.core.sight import see
 from smartsched.core.state import Closing, State
 from smartsched.edges.attempts import WRAPPER, Attempts
+from smartsched.edges.claims import NoClaims
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.family import Family
 from smartsched.edges.hooks import Hooks, NoHooks
@@ -73,7 +75,7 @@ def dispatch(
         import smartsched.edges.screen  # noqa: F401  # takes as long as the driver takes to answer
     snapshot, state.policy = first_snapshot(sampler, waiter, clock, config.policy)
     parts = _assemble(stack, session, clock, waiter, sampler)
-    loop = Loop(parts.world, state.policy, state)
+    loop = Loop(parts.world, state)
     see(state, snapshot, clock.now())
     _run(loop, parts, session, clock)
     _finish(parts, loop, clock, waiter)
@@ -94,7 +96,7 @@ def _go_on(
     state = session.state
     state.policy = session.config.policy
     parts = _assemble(stack, session, clock, waiter, sampler)
-    loop = Loop(parts.world, state.policy, state)
+    loop = Loop(parts.world, state)
     parts.narrator.resumed(state, clock.now())
     loop.resume(resumed, session.replaced, adopt=adopt)
     try:
@@ -146,6 +148,7 @@ def _assemble(
         gpus=sampler,
         launcher=processes,
         intake=session.intake,
+        claims=NoClaims(),
         requests=SignalRequests(waiter, single=session.single),
         journal=session.journal,
         teller=hooks,
@@ -171,6 +174,7 @@ def _processes(
         run_name=session.folder.name,
         run_id=session.config.policy.run_id,
         wrapper=WRAPPER,
+        nice=session.config.nice,
     )
     stack.callback(spawner.close)
     return Processes(
@@ -181,6 +185,7 @@ def _processes(
         attempts=attempts,
         family=Family(lambda: [*sampler.pids(), *hooks.pids()]),
         on_other_end=hooks.ended,
+        checkpoint_signal=session.config.checkpoint_signal or signal.SIGTERM,
     )
 
 

@@ -41,7 +41,7 @@ Each job sees CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER=PCI_BUS_ID, PYTHONUNBUFFER
 SMARTSCHED_JOB, SMARTSCHED_ATTEMPT, SMARTSCHED_GPUS, SMARTSCHED_GPU_UUIDS and SMARTSCHED_RUN."""
 
 
-_OF_IDS = ("--gpus", "--exclude")
+_OF_IDS = ("--gpus", "--exclude", "--prefer")
 # What is asked for by --resume without a name.
 LATEST = ""
 
@@ -91,7 +91,7 @@ def _make_absolute(args: argparse.Namespace) -> None:
     """A run may be resumed from another folder."""
     import os
 
-    for option in ("logs", "wd", "replay", "state"):
+    for option in ("logs", "wd", "replay", "state", "claims"):
         if (path := getattr(args, option)) == "":
             build_parser().error(f"--{option} needs the name of a file or folder")
         if path is not None:
@@ -193,6 +193,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_commands(parser.add_argument_group("commands"))
     _add_gpus(parser.add_argument_group("which GPUs count as free (other people's use)"))
     _add_jobs(parser.add_argument_group("jobs"))
+    _add_packing(parser.add_argument_group("what a job gets"))
+    _add_manners(parser.add_argument_group("sharing the box"))
     _add_failures(parser.add_argument_group("when jobs fail"))
     _add_run(parser.add_argument_group("the run, and going on with it"))
     _add_output(parser.add_argument_group("what is seen"))
@@ -285,6 +287,82 @@ def _add_jobs(group: argparse._ArgumentGroup) -> None:
         metavar="TIME",
         help="give up with 124 when no GPU came free for a first command in this time",
     )
+
+
+def _add_packing(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "-n",
+        "--gpus-per-job",
+        metavar="N",
+        default="1",
+        help="GPUs for each job; 0: it needs none (default: %(default)s)",
+    )
+    add(
+        "--jobs-per-gpu",
+        metavar="N|auto",
+        default="1",
+        help="so many jobs share a GPU; auto: up to 3, as their memory and utilisation allow, by"
+        " what others of the same command have used; the first has it for itself (default: 1)",
+    )
+    add(
+        "--job-mem",
+        metavar="SIZE|auto",
+        help="memory that a job uses on each of its GPUs: it goes only where that is left",
+    )
+    add("--job-util", metavar="60%", help="how busy a job keeps its GPU")
+    add(
+        "--oom-retries",
+        metavar="N",
+        default="2",
+        help="try a job that ran out of memory beside others of this run again: with more, then on"
+        " a GPU for itself (default: %(default)s)",
+    )
+    add("--nice", metavar="N", help="run the jobs at this niceness, 0 to 19")
+
+
+def _add_manners(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    hours = "; by the hour: 2@09-18,6@18-09"
+    add("-j", "--jobs", metavar="N", help=f"at most so many jobs at once{hours}")
+    add("--max-gpus", metavar="N", help=f"be on at most so many GPUs{hours}")
+    add("--leave-free", metavar="K", help=f"never take the last K free GPUs{hours}")
+    add(
+        "--prefer",
+        metavar="ORDER",
+        help="which free GPU first: emptiest (default), fullest, first, last, or ids such as 3,2",
+    )
+    add(
+        "--on-contention",
+        choices=("drain", "requeue", "ignore"),
+        help="when others come to a GPU where jobs run: start nothing more there; also stop the"
+        " jobs and queue them again; go on as if nobody had come (default: drain)",
+    )
+    add(
+        "--polite",
+        action="store_true",
+        help="--on-contention requeue --leave-free 1",
+    )
+    add(
+        "--yield-grace",
+        metavar="TIME",
+        default="2s",
+        help="between asking a job to give way and killing it (default: %(default)s)",
+    )
+    add(
+        "--checkpoint-signal",
+        metavar="SIG",
+        help="what jobs that give way are sent, such as USR1, to save their state; they then have"
+        " --grace, as long as memory is left for the others",
+    )
+    claims = group.add_mutually_exclusive_group()
+    claims.add_argument(
+        "--claims",
+        metavar="DIR",
+        help="where dispatchers of this box tell each other which GPUs they use"
+        " (default: a folder in /dev/shm or /tmp)",
+    )
+    claims.add_argument("--no-claims", action="store_true", help="neither tell nor ask them")
 
 
 def _add_failures(group: argparse._ArgumentGroup) -> None:

@@ -29,6 +29,14 @@ class Terminate:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Ask to save its state and end: the user's signal to those of its processes that wait for it;
+    if there is none, ask politely."""
+
+    run: RunKey
+
+
+@dataclass(frozen=True, slots=True)
 class Kill:
     """Insist: SIGKILL to every process of the run."""
 
@@ -44,6 +52,21 @@ class Refresh:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """Tell other dispatchers that we are about to use these GPUs, and how many bytes of each (0:
+    all): all of them or none."""
+
+    gpus: tuple[tuple[GpuKey, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Tell other dispatchers that we are done with these GPUs."""
+
+    gpus: tuple[GpuKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """Run the user's command for a job that is finished. At most once: it is not remembered."""
 
@@ -51,4 +74,4 @@ class Tell:
     outcome: Outcome
 
 
-Action: TypeAlias = Launch | Terminate | Kill | Refresh | Tell
+Action: TypeAlias = Launch | Terminate | Checkpoint | Kill | Refresh | Claim | Release | Tell

@@ -30,6 +30,7 @@ from smartsched.core.events import (
     RunExited,
     RunKilled,
     RunLaunched,
+    RunMeasured,
     RunPlaced,
     RunPostponed,
     RunResumed,
@@ -38,6 +39,7 @@ from smartsched.core.events import (
     StopRequested,
     WaitTimedOut,
 )
+from smartsched.core.footprint import NO_RUNS
 from smartsched.core.guard import keep_record, withhold
 from smartsched.core.model import (
     EndedRun,
@@ -46,6 +48,7 @@ from smartsched.core.model import (
     JobId,
     Lingering,
     NotStarted,
+    Placement,
     Run,
     RunKey,
     Running,
@@ -117,6 +120,8 @@ def apply(state: State, event: Event) -> None:  # noqa: C901, PLR0912  # a table
             state.closing = max(state.closing, Closing.DRAIN)
         case JobFinished() | JobRequeued():
             _settle(state, event)
+        case RunMeasured():
+            _learn(state, event)
         case GpuWithheld():
             withhold(state, event)
         case GpuReleased(_, gpu, run):
@@ -169,6 +174,8 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901, PLR091
         case Running(since, placement, process, log), RunStopping(at, key, why):
             stopping = Stopping(at, placement, process, log, since, why, killed_at=None)
             _set_status(state, key, stopping)
+            if why == "contention":
+                _remember_for_whom(state, placement)
         case Stopping(killed_at=None) as stopping, RunKilled(at, key):
             _set_status(state, key, replace(stopping, killed_at=at))
         case (Running() | Stopping()) as living, RunExited():
@@ -209,6 +216,7 @@ def _recall(state: State, event: JobRecalled) -> None:
 def _enqueue_last(state: State, job: Job, event: JobAccepted | JobRecalled) -> None:
     enqueue(state, replace(job, rank=state.next_rank))
     state.next_rank += 1
+    state.has_gpuless = state.has_gpuless or job.spec.wishes.gpus == 0
     state.read_to = event.read_to or state.read_to
     if state.waiting_since is None:
         state.waiting_since = event.at
@@ -247,9 +255,10 @@ def _resume(state: State, event: RunResumed) -> None:
     for key, ended in state.ended.items():
         started_at, ended_at = min(ended.started_at, at), min(ended.ended_at, at)
         state.ended[key] = replace(ended, started_at=started_at, ended_at=ended_at)
-    for gpu, hold in state.holds.items():
-        cleared_at = None if hold.cleared_at is None else min(hold.cleared_at, at)
-        state.holds[gpu] = replace(hold, since=min(hold.since, at), cleared_at=cleared_at)
+    for holds in state.holds.values():
+        for key, hold in holds.items():
+            cleared_at = None if hold.cleared_at is None else min(hold.cleared_at, at)
+            holds[key] = replace(hold, since=min(hold.since, at), cleared_at=cleared_at)
     for job in state.interrupted:
         enqueue(state, job)
     state.totals.stopped -= len(state.interrupted)
@@ -285,20 +294,29 @@ def _place(state: State, event: RunPlaced) -> None:
     gpus = event.placement.gpus
     if job is None or event.run.attempt != job.attempts + 1:
         raise IllegalTransitionError(event, job)
-    if any(gpu.key in state.holds for gpu in gpus):
-        raise IllegalTransitionError(event, state.holds)
+    if len({gpu.key for gpu in gpus}) != len(gpus):
+        raise IllegalTransitionError(event, gpus)
     state.queue.remove(job)
     job = replace(job, attempts=event.run.attempt)
     state.runs[event.run] = Run(event.run, job, Starting(event.at, event.placement))
     for gpu in gpus:
-        state.holds[gpu.key] = Hold(
+        state.holds.setdefault(gpu.key, {})[event.run] = Hold(
             run=event.run,
             tag=tag_of(state.policy.run_id, event.run),
             since=event.at,
             unexplained_before_bytes=gpu.unexplained_bytes,
             pid=None,
             cleared_at=None,
+            reserved_bytes=gpu.reserved_bytes,
+            percent=gpu.percent,
         )
+
+
+def _remember_for_whom(state: State, placement: Placement) -> None:
+    """A run gives way just once to whoever came."""
+    for gpu in placement.gpus:
+        if (watch := state.gpus.get(gpu.key)) is not None:
+            watch.given_way_to |= watch.strangers.keys()
 
 
 def _set_status(state: State, key: RunKey, status: RunStatus) -> None:
@@ -316,6 +334,7 @@ def _end(state: State, event: RunExited, living: Running | Stopping) -> None:
         ending=event.ending,
         why_stopped=living.why if isinstance(living, Stopping) else None,
         log=living.log,
+        out_of_memory=event.out_of_memory,
     )
     state.ended[event.run] = ended
     state.totals.gpu_seconds += ended.seconds * len(living.placement.gpus)
@@ -332,7 +351,9 @@ def _settle(state: State, event: JobFinished | JobRequeued) -> None:
     ended = state.ended.pop(event.run, None)
     if ended is None:
         raise IllegalTransitionError(event, None)
-    keep_record(state, ended, final=isinstance(event, JobFinished))
+    if not ended.out_of_memory:  # that is no fault of the GPU's
+        keep_record(state, ended, final=isinstance(event, JobFinished))
+    state.meters.pop(event.run, None)
     match event:
         case JobFinished(outcome="ok"):
             state.totals.ok += 1
@@ -341,16 +362,38 @@ def _settle(state: State, event: JobFinished | JobRequeued) -> None:
         case JobFinished():
             state.totals.stopped += 1
             state.interrupted.append(ended.job)
-        case JobRequeued(at, _, why, not_before):
-            job = replace(ended.job, not_before=not_before, requeued_at=at)
-            if why == "failed":
-                gpus = {*job.failed_on, *(gpu.key for gpu in ended.placement.gpus)}
-                failed_on = tuple(sorted(gpus))
-                job = replace(job, failures=job.failures + 1, failed_on=failed_on)
-            elif why == "lost":
-                job = replace(job, losses=job.losses + 1)
-            _queue_again(state, job)
+        case JobRequeued():
+            _queue_again(state, _to_be_tried_again(state, ended, event))
     state.unnamed.discard(event.run.job)
+
+
+def _to_be_tried_again(state: State, ended: EndedRun, event: JobRequeued) -> Job:
+    job = replace(ended.job, not_before=event.not_before, requeued_at=event.at)
+    match event.why:
+        case "failed":
+            gpus = {*job.failed_on, *(gpu.key for gpu in ended.placement.gpus)}
+            return replace(job, failures=job.failures + 1, failed_on=tuple(sorted(gpus)))
+        case "lost":
+            return replace(job, losses=job.losses + 1)
+        case "contention":
+            state.totals.yields += 1
+            state.totals.yielded_gpu_seconds += ended.seconds * len(ended.placement.gpus)
+            return replace(job, yields=job.yields + 1)
+        case "packed_too_tightly":
+            needs = event.needs_bytes
+            return replace(job, ooms=job.ooms + 1, needs_bytes=needs, alone=event.alone)
+        case _:
+            return job
+
+
+def _learn(state: State, event: RunMeasured) -> None:
+    if event.run not in state.ended:
+        raise IllegalTransitionError(event, None)
+    known = state.footprints.get(event.shape, NO_RUNS)
+    state.footprints[event.shape] = known.with_run(
+        event.peak_bytes, event.utilization_percent, event.seconds
+    )
+    state.meters.pop(event.run, None)
 
 
 def _queue_again(state: State, job: Job) -> None:
@@ -365,24 +408,30 @@ def _queue_again(state: State, job: Job) -> None:
 
 
 def _holds_of(state: State, key: RunKey) -> Iterator[GpuKey]:
-    return (gpu for gpu, hold in list(state.holds.items()) if hold.run == key)
+    return (gpu for gpu, holds in list(state.holds.items()) if key in holds)
 
 
 def _amend_holds(
     state: State, key: RunKey, *, pid: int | None = None, cleared_at: Timestamp | None = None
 ) -> None:
     for gpu in _holds_of(state, key):
-        hold = state.holds[gpu]
-        state.holds[gpu] = replace(hold, pid=pid or hold.pid, cleared_at=cleared_at)
+        hold = state.holds[gpu][key]
+        state.holds[gpu][key] = replace(hold, pid=pid or hold.pid, cleared_at=cleared_at)
 
 
 def _drop_holds(state: State, key: RunKey) -> None:
     for gpu in _holds_of(state, key):
-        del state.holds[gpu]
+        _drop_hold(state, gpu, key)
 
 
 def _release(state: State, event: GpuReleased, gpu: GpuKey, run: RunKey) -> None:
-    hold = state.holds.get(gpu)
-    if hold is None or hold.run != run or hold.cleared_at is None:
+    hold = state.holds.get(gpu, {}).get(run)
+    if hold is None or hold.cleared_at is None:
         raise IllegalTransitionError(event, hold)
-    del state.holds[gpu]
+    _drop_hold(state, gpu, run)
+
+
+def _drop_hold(state: State, gpu: GpuKey, run: RunKey) -> None:
+    del state.holds[gpu][run]
+    if not state.holds[gpu]:
+        del state.holds[gpu]

@@ -1,28 +1,43 @@
 """The scheduler's whole mind: a pure function from what we believe to what to do next."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from smartsched.core.actions import Action, Kill, Launch, Refresh, Terminate
+from smartsched.core.actions import (
+    Action,
+    Checkpoint,
+    Claim,
+    Kill,
+    Launch,
+    Refresh,
+    Release,
+    Terminate,
+)
+from smartsched.core.capacity import ASK_AGAIN_SECONDS, caps_change_at
+from smartsched.core.contention import (
+    LOOK_EVERY_SECONDS,
+    look_again_at,
+    memory_allows_more_time,
+    who_gives_way,
+)
 from smartsched.core.events import (
     Event,
     GpuReleased,
     Halted,
+    RunExited,
     RunKilled,
     RunPlaced,
     RunStopping,
     WaitTimedOut,
 )
-from smartsched.core.freeness import (
-    Free,
-    Watch,
-)
-from smartsched.core.guard import closed, is_suspect, why_all_fail
+from smartsched.core.freeness import Watch
+from smartsched.core.guard import is_suspect, why_all_fail
 from smartsched.core.model import (
     GpuKey,
     GpuSample,
     Job,
     Lingering,
+    NotStarted,
     Placement,
     Run,
     RunKey,
@@ -32,20 +47,19 @@ from smartsched.core.model import (
     Timestamp,
     Wait,
 )
-from smartsched.core.placement import FreeGpu, place, visible_as
-from smartsched.core.standing import current_verdict, why_none_is_free, why_not
-from smartsched.core.state import QUICK_SECONDS, Closing, State, position
+from smartsched.core.placement import NO_GPU
+from smartsched.core.planning import WAIT_FOR_ANOTHER_GPU_SECONDS, Plan, plan
+from smartsched.core.state import QUICK_SECONDS, Closing, State
 from smartsched.core.strangers import Hold, memory_is_back
 
 # A process that does not even die of SIGKILL hangs in the kernel; nothing we do changes that.
 UNKILLABLE_AFTER_SECONDS = 10.0
-NONE_LEFT = "every free GPU is given to an earlier command"
 # Between samples a colleague may come: before a start the GPU is looked at once more.
 JUST_SEEN_SECONDS = 0.05
-# A job that failed is tried on another GPU; for so long it waits for one that runs of ours hold.
-WAIT_FOR_ANOTHER_GPU_SECONDS = 300.0
 # How soon to look again for memory that has not come back: half of the time since, within bounds.
 _FIRST_LOOK_AGAIN_SECONDS = 0.02
+# What runs give back in the very tick that is decided about.
+Released: TypeAlias = set[tuple[GpuKey, RunKey]]
 
 
 @dataclass(slots=True)
@@ -70,6 +84,7 @@ class Decision:
 def decide(state: State, now: Timestamp) -> Decision:
     decision = Decision()
     _stop_runs(state, now, decision)
+    _give_way(state, now, decision)
     released = _release_gpus(state, now, decision)
     if state.closing is Closing.NO:
         _place_queued_jobs(state, now, decision, released)
@@ -83,12 +98,12 @@ def _stop_runs(state: State, now: Timestamp, decision: Decision) -> None:
         match run.status:
             case Running() if state.closing >= Closing.STOP:
                 _ask_to_end(key, "asked", now, decision)
-            case Running(since=since) if state.policy.timeout_seconds is not None:
-                _stop_when_out_of_time(key, since + state.policy.timeout_seconds, now, decision)
+            case Running(since=since) if (limit := time_limit(state, run)) is not None:
+                _stop_when_out_of_time(key, since + limit, now, decision)
             case Lingering(asked=False):
                 _ask_to_end(key, "asked", now, decision)
             case Stopping(since=since, killed_at=None) | Lingering(since=since, killed_at=None):
-                _kill_when_overdue(state, key, since, now, decision)
+                _kill_when_overdue(state, run, since, now, decision)
             case Stopping(killed_at=float(killed_at)) | Lingering(killed_at=float(killed_at)):
                 decision.wake_after(now, killed_at + UNKILLABLE_AFTER_SECONDS)
             case _:
@@ -109,37 +124,77 @@ def _ask_to_end(key: RunKey, why: StopReason, now: Timestamp, decision: Decision
 
 
 def _kill_when_overdue(
-    state: State, key: RunKey, since: Timestamp, now: Timestamp, decision: Decision
+    state: State, run: Run, since: Timestamp, now: Timestamp, decision: Decision
 ) -> None:
-    due = since if state.closing is Closing.KILL else since + state.policy.grace_seconds
+    due = since if state.closing is Closing.KILL else since + _grace(state, run)
     if now >= due:
-        decision.events.append(RunKilled(now, key))
-        decision.actions.append(Kill(key))
+        decision.events.append(RunKilled(now, run.key))
+        decision.actions.append(Kill(run.key))
         decision.wake_by(now)
     else:
         decision.wake_by(due)
 
 
-def _release_gpus(state: State, now: Timestamp, decision: Decision) -> set[GpuKey]:
-    """Give GPUs back whose run is gone with its memory; ask for a look at the others."""
-    released = set()
-    for gpu, hold in state.holds.items():
-        watch = state.gpus.get(gpu)
-        if hold.cleared_at is None or watch is None:
-            continue
-        sample = watch.latest
-        if watch.taken_at < hold.cleared_at:
-            decision.actions.append(Refresh(gpu, hold.cleared_at))
-        elif isinstance(sample, GpuSample) and memory_is_back(sample, hold):
-            decision.events.append(GpuReleased(now, gpu, hold.run))
-            released.add(gpu)
-        else:
-            look_again_at = watch.taken_at + _look_again_after(state, watch, hold)
-            if now >= look_again_at:
-                decision.actions.append(Refresh(gpu, look_again_at))
+def _grace(state: State, run: Run) -> float:
+    """For how long a run that was asked to end may go on."""
+    policy = state.policy
+    if not isinstance(run.status, Stopping) or run.status.why != "contention":
+        return policy.grace_seconds
+    if policy.asks_for_checkpoints and memory_allows_more_time(state, run):
+        return max(policy.grace_seconds, policy.yield_grace_seconds)
+    return policy.yield_grace_seconds
+
+
+def time_limit(state: State, run: Run) -> float | None:
+    """How long the run may take; None: for ever."""
+    wished = run.job.spec.wishes.timeout_seconds
+    return state.policy.timeout_seconds if wished is None else wished
+
+
+def _give_way(state: State, now: Timestamp, decision: Decision) -> None:
+    """To people who came to a GPU where runs of ours are."""
+    if state.closing >= Closing.STOP:
+        return
+    for giving in who_gives_way(state, now):
+        decision.events.append(RunStopping(now, giving.run, "contention", giving.who))
+        asks = state.policy.asks_for_checkpoints
+        decision.actions.append(Checkpoint(giving.run) if asks else Terminate(giving.run))
+        decision.wake_by(now)
+    if state.policy.interval_seconds > LOOK_EVERY_SECONDS:
+        for gpu in state.holds:
+            at = look_again_at(state, gpu)
+            if now >= at:
+                decision.actions.append(Refresh(gpu, at))
             else:
-                decision.wake_by(look_again_at)
+                decision.wake_by(at)
+
+
+def _release_gpus(state: State, now: Timestamp, decision: Decision) -> Released:
+    """Give GPUs back whose run is gone with its memory; ask for a look at the others."""
+    released: Released = set()
+    for gpu, holds in state.holds.items():
+        watch = state.gpus.get(gpu)
+        for hold in holds.values():
+            if hold.cleared_at is None or watch is None:
+                continue
+            if watch.taken_at < hold.cleared_at:
+                decision.actions.append(Refresh(gpu, hold.cleared_at))
+            elif isinstance(watch.latest, GpuSample) and memory_is_back(watch.latest, hold):
+                decision.events.append(GpuReleased(now, gpu, hold.run))
+                released.add((gpu, hold.run))
+            else:
+                _look_again(state, gpu, watch, hold, now, decision)
     return released
+
+
+def _look_again(
+    state: State, gpu: GpuKey, watch: Watch, hold: Hold, now: Timestamp, decision: Decision
+) -> None:
+    at = watch.taken_at + _look_again_after(state, watch, hold)
+    if now >= at:
+        decision.actions.append(Refresh(gpu, at))
+    else:
+        decision.wake_by(at)
 
 
 def _look_again_after(state: State, watch: Watch, hold: Hold) -> float:
@@ -149,59 +204,59 @@ def _look_again_after(state: State, watch: Watch, hold: Hold) -> float:
 
 
 def _place_queued_jobs(
-    state: State, now: Timestamp, decision: Decision, released: set[GpuKey]
+    state: State, now: Timestamp, decision: Decision, released: Released
 ) -> None:
     if now < state.postponed_until:
         decision.wake_by(state.postponed_until)
         decision.waiting = Wait(f"could not start a command: {state.postponed_why}; trying again")
         return
-    planned, decision.waiting = plan(state, now, released)
-    unseen: list[GpuKey] = []
-    for job, placement in planned:
-        unseen += [gpu.key for gpu in placement.gpus if not _just_seen(state.gpus[gpu.key], now)]
-        if not unseen:  # whoever comes later waits for the look too: the list keeps its order
+    planned = plan(state, now, released)
+    decision.waiting = planned.waiting
+    for job, why in planned.impossible:
+        _refuse(job, why, now, decision)
+    looks = False
+    for job, placement in planned.starts:
+        looks = _look_and_claim(state, placement, now, decision) or looks
+        if not looks:  # whoever comes later waits for the look too: the list keeps its order
             run = RunKey(job.id, job.attempts + 1)
             decision.events.append(RunPlaced(now, run, placement))
             decision.actions.append(Launch(run, job.spec, placement))
-    decision.actions += [Refresh(gpu, now - JUST_SEEN_SECONDS) for gpu in unseen]
+    _give_up_claims(state, planned, decision)
     _wake_for_tries(state, now, decision)
-    if not planned and not state.runs and state.queue and state.policy.guard:
+    if state.queue:
+        decision.wake_by(caps_change_at(state, now))
+        for refusal in state.refused.values():
+            decision.wake_after(now, refusal.at + ASK_AGAIN_SECONDS)
+    if not planned.starts and not state.runs and state.queue and state.policy.guard:
         _halt_if_all_fail(state, now, decision)
 
 
-def plan(
-    state: State, now: Timestamp, released: Collection[GpuKey] = ()
-) -> tuple[list[tuple[Job, Placement]], Wait | None]:
-    """What goes where by all that was seen so far, and why the rest has to wait."""
-    free = free_gpus(state, now, released)
-    planned: list[tuple[Job, Placement]] = []
-    waiting: Wait | None = None
-    for job in state.queue:
-        if job.not_before > now:
-            waiting = waiting or Wait("commands that failed are tried again later")
-            continue
-        if not free:
-            return planned, Wait(why_none_is_free(state, now) or NONE_LEFT)
-        match place(free, avoid=_to_avoid(state, job, now)):
-            case Wait() as wait:
-                waiting = wait
-            case Placement() as placement:
-                planned.append((job, placement))
-                taken = {gpu.key for gpu in placement.gpus}
-                free = [gpu for gpu in free if gpu.reading.key not in taken]
-    return planned, waiting
+def _refuse(job: Job, why: str, now: Timestamp, decision: Decision) -> None:
+    """No GPU will ever do: it fails at once, without a start."""
+    run = RunKey(job.id, job.attempts + 1)
+    decision.events.append(RunPlaced(now, run, NO_GPU))
+    decision.events.append(RunExited(now, run, NotStarted(why), leftovers=0))
+    decision.wake_by(now)
 
 
-def _to_avoid(state: State, job: Job, now: Timestamp) -> Collection[GpuKey]:
-    """Where it failed, as long as there is somewhere else where it may soon be tried."""
-    if not job.failed_on or now >= job.requeued_at + WAIT_FOR_ANOTHER_GPU_SECONDS:
-        return ()
-    elsewhere = (key for key in state.gpus if key not in job.failed_on and key not in closed(state))
-    if any(
-        key in state.holds or not why_not(state, key, state.gpus[key], now) for key in elsewhere
-    ):
-        return job.failed_on
-    return ()
+def _look_and_claim(state: State, placement: Placement, now: Timestamp, decision: Decision) -> bool:
+    """Whether the GPUs have to be claimed, or looked at once more, before anything starts there."""
+    is_claimed = all(gpu.key in state.claimed for gpu in placement.gpus)
+    if state.policy.claims and not is_claimed:
+        wanted = tuple((gpu.key, gpu.reserved_bytes or 0) for gpu in placement.gpus)
+        decision.actions.append(Claim(wanted))
+        decision.actions += [Refresh(gpu.key, now) for gpu in placement.gpus]
+        return True
+    unseen = [gpu.key for gpu in placement.gpus if not _just_seen(state, gpu.key, now)]
+    decision.actions += [Refresh(gpu, now - JUST_SEEN_SECONDS) for gpu in unseen]
+    return bool(unseen)
+
+
+def _give_up_claims(state: State, planned: Plan, decision: Decision) -> None:
+    """Of GPUs where nothing of ours is or is about to be."""
+    wanted = {gpu.key for _, placement in planned.starts for gpu in placement.gpus}
+    if idle := state.claimed.keys() - state.holds.keys() - wanted:
+        decision.actions.append(Release(tuple(sorted(idle))))
 
 
 def _wake_for_tries(state: State, now: Timestamp, decision: Decision) -> None:
@@ -221,26 +276,13 @@ def _halt_if_all_fail(state: State, now: Timestamp, decision: Decision) -> None:
         decision.wake_by(now)
 
 
-def _just_seen(watch: Watch, now: Timestamp) -> bool:
-    """Whether nobody can have come in between. By its arrival: a driver may take its time."""
+def _just_seen(state: State, gpu: GpuKey, now: Timestamp) -> bool:
+    """Whether nobody can have come in between: no colleague since it was read, and no other
+    dispatcher since it was claimed. By the arrival: a driver may take its time."""
+    watch = state.gpus[gpu]
+    if state.claimed.get(gpu, watch.taken_at) > watch.taken_at:
+        return False
     return now - watch.arrived_at <= JUST_SEEN_SECONDS
-
-
-def free_gpus(state: State, now: Timestamp, released: Collection[GpuKey] = ()) -> list[FreeGpu]:
-    """What may be given away now, in the order in which it is: least strangers' memory first."""
-    free = []
-    shut = closed(state)
-    for key, watch in state.gpus.items():
-        if key in shut or (key in state.holds and key not in released):
-            continue
-        match current_verdict(state, watch, now):
-            case Free(strangers_bytes):
-                out_of_reach = state.out_of_reach.get(key.host, frozenset())
-                visible = visible_as(watch.latest, out_of_reach, state.policy.visible_by)
-                free.append(FreeGpu(watch.latest, strangers_bytes, visible))
-            case _:
-                pass
-    return sorted(free, key=lambda gpu: (gpu.strangers_memory_bytes, position(gpu.reading)))
 
 
 def _give_up_waiting(state: State, now: Timestamp, decision: Decision) -> None:

@@ -172,11 +172,12 @@ class RunRevoked:
 
 @dataclass(frozen=True, slots=True)
 class RunStopping:
-    """Asked to end; of one that lingers, what it left behind."""
+    """Asked to end; of one that lingers, what it left behind. `who`: to whom it gives way."""
 
     at: Timestamp
     run: RunKey
     why: StopReason = "asked"
+    who: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +188,27 @@ class RunKilled:
 
 @dataclass(frozen=True, slots=True)
 class RunExited:
-    """The run's shell has ended. `leftovers`: processes of it that still live."""
+    """The run's shell has ended. `leftovers`: processes of it that still live. `out_of_memory`:
+    what its log says of a GPU's memory that did not suffice."""
 
     at: Timestamp
     run: RunKey
     ending: Ending
     leftovers: int
+    out_of_memory: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunMeasured:
+    """What a run that ended used; its siblings are placed by it. `shape`: its command with the
+    values taken out."""
+
+    at: Timestamp
+    run: RunKey
+    shape: str
+    peak_bytes: int  # on the GPU where it was most
+    utilization_percent: float | None  # while it computed; None: nobody could tell
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +222,15 @@ class JobFinished:
 
 @dataclass(frozen=True, slots=True)
 class JobRequeued:
-    """The job will be tried again, not before some time."""
+    """The job will be tried again, not before some time. `needs_bytes`, `alone`: what it is to be
+    given then, since it ran out of memory."""
 
     at: Timestamp
     run: RunKey
     why: RequeueReason
     not_before: Timestamp
+    needs_bytes: int | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +299,7 @@ Event: TypeAlias = (
     | RunStopping
     | RunKilled
     | RunExited
+    | RunMeasured
     | JobFinished
     | JobRequeued
     | GpuWithheld

@@ -6,7 +6,7 @@ failed is all that a verdict needs.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -25,6 +25,7 @@ from smartsched.core.strangers import (
     StrangersUse,
     program,
     strangers_use,
+    unexplained_before,
     unexplained_bytes,
 )
 
@@ -129,6 +130,14 @@ class Watch:
     )  # oldest first
     ours_until: Timestamp = float("-inf")
     unexplained_since: Timestamp | None = None  # None: all memory is accounted for
+    # While runs of ours are there: whether memory is used that none of their processes, which the
+    # driver does not list, nor anybody else's accounts for; or that is beside what they use.
+    is_unattributed: bool = False
+    is_partly_hidden: bool = False
+    strangers: dict[int, Timestamp] = field(default_factory=dict)  # by pid: when first seen
+    strangers_bytes: int = 0  # the last level that they had reached
+    grown_at: Timestamp = float("-inf")  # when they came or grew last
+    given_way_to: set[int] = field(default_factory=set)  # pids for which a run of ours has left
 
 
 def observe(
@@ -136,7 +145,7 @@ def observe(
     reading: GpuReading,
     taken_at: Timestamp,
     arrived_at: Timestamp,
-    hold: Hold | None,
+    holds: Collection[Hold],
     thresholds: Thresholds,
     max_gap_seconds: float,
 ) -> Watch:
@@ -147,7 +156,7 @@ def observe(
         watch.since = _history_begins(reading, taken_at)
     watch.latest, watch.taken_at, watch.arrived_at = reading, taken_at, arrived_at
     if isinstance(reading, GpuSample):
-        _take_in(watch, reading, hold, thresholds)
+        _take_in(watch, reading, holds, thresholds)
     return watch
 
 
@@ -162,16 +171,16 @@ def _history_begins(reading: GpuReading, taken_at: Timestamp) -> Timestamp:
     return taken_at - max(ages) if min(ages) <= FRESH_HISTORY_SECONDS else taken_at
 
 
-def _take_in(watch: Watch, sample: GpuSample, hold: Hold | None, limits: Thresholds) -> None:
+def _take_in(watch: Watch, sample: GpuSample, holds: Collection[Hold], limits: Thresholds) -> None:
     now = watch.taken_at
-    if hold is not None:
+    if holds:
         watch.ours_until = now + UTILIZATION_PERIOD_SECONDS
-    watch.use = strangers_use(
-        sample,
-        hold,
-        limits.ignored,
-        unexplained_is_theirs=_unexplained_is_theirs(watch, sample, hold),
-    )
+    is_theirs = _unexplained_is_theirs(watch, sample, holds)
+    watch.use = strangers_use(sample, holds, limits.ignored, unexplained_is_theirs=is_theirs)
+    listed = any(h.owns(p) and p.memory_bytes is not None for h in holds for p in sample.processes)
+    watch.is_unattributed = bool(holds) and is_theirs and not listed
+    watch.is_partly_hidden = bool(holds) and is_theirs and listed
+    _note_arrivals(watch, watch.use)
     for breach in (
         *_standing_breaches(now, sample),
         *_memory_breaches(now, sample, watch.use, limits),
@@ -181,11 +190,24 @@ def _take_in(watch: Watch, sample: GpuSample, hold: Hold | None, limits: Thresho
     _take_in_utilization(watch, sample, watch.use, limits)
 
 
-def _unexplained_is_theirs(watch: Watch, sample: GpuSample, hold: Hold | None) -> bool:
-    if hold is None or hold.cleared_at is not None:  # cleared: it is ours, on its way back
+def _note_arrivals(watch: Watch, use: StrangersUse) -> None:
+    now, there = watch.taken_at, {process.pid for process in use.compute}
+    came = there - watch.strangers.keys()
+    watch.strangers = {pid: watch.strangers.get(pid, now) for pid in there}
+    watch.given_way_to &= there
+    if came or use.memory_bytes > watch.strangers_bytes + SLACK_BYTES:
+        watch.grown_at, watch.strangers_bytes = now, use.memory_bytes
+    watch.strangers_bytes = min(watch.strangers_bytes, use.memory_bytes)
+
+
+def _unexplained_is_theirs(watch: Watch, sample: GpuSample, holds: Collection[Hold]) -> bool:
+    if any(hold.cleared_at is not None for hold in holds):  # it is ours, on its way back
         watch.unexplained_since = None
-        return hold is None
-    if unexplained_bytes(sample) <= hold.unexplained_before_bytes + SLACK_BYTES:
+        return False
+    if not holds:
+        watch.unexplained_since = None
+        return True
+    if unexplained_bytes(sample) <= unexplained_before(holds) + SLACK_BYTES:
         watch.unexplained_since = None
         return False
     if watch.unexplained_since is None:
@@ -244,11 +266,22 @@ def _take_in_utilization(
         points.append((watch.taken_at, sample.utilization_percent))
     for at, percent in points:
         watch.utilization.append((at, percent))
-        if percent > limits.max_utilization_percent and not use.only_ignored:
-            _blame_utilization(watch, at, percent, use, limits)
+        if use.only_ignored:
+            continue
+        theirs = _percent_of(use.compute) if at == watch.taken_at <= watch.ours_until else None
+        if theirs is not None and theirs <= limits.max_utilization_percent:
+            continue  # the rest was ours
+        if percent > limits.max_utilization_percent:
+            _blame_utilization(watch, at, percent if theirs is None else theirs, use, limits)
     begins = watch.taken_at - limits.free_for_seconds
     while len(watch.utilization) > 1 and watch.utilization[0][0] <= begins:
         watch.utilization.popleft()
+
+
+def _percent_of(processes: Collection[GpuProcess]) -> int | None:
+    """That they cause together; None: the driver does not say."""
+    known = [p.utilization_percent for p in processes if p.utilization_percent is not None]
+    return sum(known) if known and len(known) == len(processes) else None
 
 
 def _blame_utilization(
@@ -259,7 +292,8 @@ def _blame_utilization(
     if at <= watch.ours_until:
         if not use.compute:
             return  # nobody else is there who could have used it
-        who = f"ours or theirs: {who}"
+        if _percent_of(use.compute) is None:
+            who = f"ours or theirs: {who}"
     last = watch.breaches.get("utilisation")
     if last is None or at >= last.at:
         watch.breaches["utilisation"] = Breach(at, "utilisation", value, bound, who)

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from smartsched.core.directives import without_wishes
 from smartsched.core.events import (
     Event,
     FailuresDropped,
@@ -84,7 +85,8 @@ class Ledger:
 
 
 def _identity(spec: JobSpec) -> _Identity:
-    text = f"{spec.directory}\0{spec.command}".encode("utf-8", "surrogateescape")
+    command = without_wishes(spec.command)  # wishes may be edited, it is the same command
+    text = f"{spec.directory}\0{command}".encode("utf-8", "surrogateescape")
     return hashlib.blake2b(text, digest_size=16).digest()
 
 

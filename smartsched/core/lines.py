@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
+from smartsched.core.directives import wishes_in
 from smartsched.core.model import BadLine, JobSpec
+from smartsched.errors import UsageError
 
 LONGEST_COMMAND_BYTES = 16 << 20
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -79,8 +81,14 @@ class LineSplitter:
         elif b"\0" in command:
             yield BadLine(source, "holds a NUL byte, which no shell can take")
         else:
-            text = command.decode("utf-8", "surrogateescape")
-            yield JobSpec(text, source, self._directory)
+            yield _command(command.decode("utf-8", "surrogateescape"), source, self._directory)
+
+
+def _command(text: str, source: str, directory: str) -> JobSpec | BadLine:
+    try:
+        return JobSpec(text, source, directory, wishes_in(text))
+    except UsageError as error:
+        return BadLine(source, str(error), may_be_mended=True)
 
 
 def _goes_on(line: bytes) -> bool:

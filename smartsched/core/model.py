@@ -141,6 +141,26 @@ Observation: TypeAlias = Snapshot | SamplerTrouble
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimGranted:
+    """These GPUs are ours, as far as other dispatchers are concerned."""
+
+    at: Timestamp
+    gpus: tuple[GpuKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRefused:
+    """Not one of these GPUs is ours now: some are somebody else's."""
+
+    at: Timestamp
+    gpus: tuple[GpuKey, ...]
+    why: tuple[tuple[GpuKey, str], ...]  # of those that are not to be had: "claimed by alice"
+
+
+ClaimAnswer: TypeAlias = ClaimGranted | ClaimRefused
+
+
+@dataclass(frozen=True, slots=True)
 class Wishes:
     """What one command asks for itself; None: what is asked for all of them."""
 
@@ -164,10 +184,12 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line of the input that cannot be a command."""
+    """A line of the input that cannot be a command. `may_be_mended`: the user is told before
+    anything runs, where the line is there by then."""
 
     source: str
     why: str
+    may_be_mended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +199,10 @@ class PlacedGpu:
     key: GpuKey
     label: str  # for people: "3", or "0:2" for a MIG instance
     visible: str  # for CUDA_VISIBLE_DEVICES
-    unexplained_bytes: int = 0  # used by no visible process, before the run started
+    unexplained_bytes: int = 0  # used by no visible process, before any run of ours was there
+    reserved_bytes: int | None = None  # promised to the run; None: all of it
+    percent: float = 100.0  # of its time that the run is expected to need
+    strangers_bytes: int = 0  # that other people used when it was given
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +213,13 @@ class Placement:
 
     @property
     def labels(self) -> str:
-        """The GPUs for people, "0,3"."""
+        """The GPUs for people, "0,3"; "": none."""
         return ",".join(gpu.label for gpu in self.gpus)
+
+    @property
+    def words(self) -> str:
+        """ "on GPU 0,3" """
+        return f"on GPU {self.labels}" if self.gpus else "without a GPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,12 +256,16 @@ class Lost:
 
 
 Ending: TypeAlias = Exited | Killed | NotStarted | Lost
-StopReason: TypeAlias = Literal["asked", "timeout", "survivor"]
+StopReason: TypeAlias = Literal["asked", "timeout", "survivor", "contention"]
 """Why a run is stopped: the user wants no more; it took too long; it outlived a dispatcher, and the
-user wants such runs started anew."""
+user wants such runs started anew; other people came to its GPU."""
 Outcome: TypeAlias = Literal["ok", "failed", "stopped"]
 """What came of a job. Stopped ones have not had their chance: they run when the run is resumed."""
-RequeueReason: TypeAlias = Literal["failed", "lost", "survivor"]
+RequeueReason: TypeAlias = Literal[
+    "failed", "lost", "survivor", "contention", "strangers_grew", "packed_too_tightly"
+]
+"""Why a job is queued again; the last two ran out of memory beside strangers that took more of it,
+or beside other runs of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +325,15 @@ class Job:
     not_before: Timestamp = float("-inf")
     failed_on: tuple[GpuKey, ...] = ()  # tried elsewhere first
     requeued_at: Timestamp = float("-inf")
+    yields: int = 0  # runs of it that gave way to other people
+    ooms: int = 0  # runs of it that ran out of memory for no fault of other people
+    needs_bytes: int | None = None  # on each GPU, by how it ran out; None: it has not
+    alone: bool = False  # with all of its GPUs for itself it may do what it could not beside others
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """In which jobs are started: smaller ones go first."""
+        return -self.spec.wishes.priority, self.rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,10 +357,16 @@ class EndedRun:
     ending: Ending
     why_stopped: StopReason | None  # None: nobody asked it to end
     log: str | None
+    out_of_memory: str = ""  # what its log says of it; "": nothing
 
     @property
     def seconds(self) -> float:
         return max(0.0, self.ended_at - self.started_at)
+
+    @property
+    def was_refused(self) -> bool:
+        """No GPU could ever do: it never was to be started."""
+        return isinstance(self.ending, NotStarted) and not self.placement.gpus
 
     @property
     def succeeded(self) -> bool:

@@ -1,49 +1,94 @@
-"""Where one job goes, given the GPUs that are free."""
+"""Where one job goes, given what may still be given away."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from smartsched.core.model import GpuKey, GpuReading, GpuSample, PlacedGpu, Placement, Wait
-from smartsched.core.selection import label
-from smartsched.core.strangers import unexplained_bytes
+from smartsched.core import words
+from smartsched.core.capacity import MOST_PERCENT, Budget, Offer
+from smartsched.core.model import GpuKey, Placement, Wait
+from smartsched.core.needs import Need
+from smartsched.core.policy import Policy
 
-
-@dataclass(frozen=True, slots=True)
-class FreeGpu:
-    """A GPU that may be given away now. Sorts in the order in which they are."""
-
-    reading: GpuReading
-    strangers_memory_bytes: int
-    visible: str
+NO_GPU = Placement(())
 
 
-def place(free: Sequence[FreeGpu], avoid: Collection[GpuKey] = ()) -> Placement | Wait:
-    """Give the emptiest GPU that is not to be avoided; `free` is in that order."""
-    if not free:
-        return Wait("no GPU is free")
-    chosen = next((gpu for gpu in free if gpu.reading.key not in avoid), None)
+def place(
+    offers: Sequence[Offer],
+    need: Need,
+    budget: Budget,
+    policy: Policy,
+    avoid: Collection[GpuKey] = (),
+) -> Placement | Wait:
+    """Give the best GPUs that are not to be avoided; `offers` is in that order. What is given is
+    taken from the offers and the budget."""
+    if budget.runs < 1:
+        return Wait("as many jobs run as --jobs allows")
+    if need.gpus == 0:
+        return _without_gpu(budget)
+    fitting = [offer for offer in offers if fits(offer, need, policy)]
+    welcome = [offer for offer in fitting if offer.key not in avoid]
+    chosen = _choose(welcome, need.gpus, int(min(budget.gpus, len(offers))))
     if chosen is None:
-        return Wait("a command that failed waits for another GPU than it failed on")
-    return Placement((placed(chosen),))
+        return Wait(_why_not(offers, fitting, welcome, need, budget))
+    budget.runs -= 1
+    budget.gpus -= sum(1 for offer in chosen if offer.runs == 0)
+    given = sorted((offer.take(need) for offer in chosen), key=lambda gpu: gpu.key)
+    return Placement(tuple(given))
 
 
-def placed(gpu: FreeGpu) -> PlacedGpu:
-    reading = gpu.reading
-    unexplained = unexplained_bytes(reading) if isinstance(reading, GpuSample) else 0
-    return PlacedGpu(reading.key, label(reading), gpu.visible, unexplained)
-
-
-def visible_as(
-    reading: GpuReading, out_of_reach: Collection[int], by: Literal["index", "uuid"]
+def _why_not(
+    offers: Sequence[Offer],
+    fitting: Sequence[Offer],
+    welcome: Sequence[Offer],
+    need: Need,
+    budget: Budget,
 ) -> str:
-    """The GPU's name for CUDA_VISIBLE_DEVICES.
+    if not fitting:
+        return _why_none_fits(offers, need)
+    if len(welcome) < need.gpus <= len(fitting):
+        return "a command that failed waits for another GPU than it failed on"
+    if _choose(welcome, need.gpus, len(offers)) is not None:
+        return f"as many GPUs are used as {budget.why} allows"
+    return f"a command needs {need.gpus} GPUs at once, and {len(fitting)} can be had"
 
-    The index, since popular frameworks parse the variable as integers; but MIG instances have none,
-    and where a card below is out of reach (`out_of_reach`: the indices of such cards on its host,
-    whether or not they may be used) CUDA may skip it and number the rest anew.
-    """
-    unsure = any(index < reading.index for index in out_of_reach)
-    if by == "uuid" or reading.slot is not None or unsure:
-        return reading.key.uuid
-    return str(reading.index)
+
+def _without_gpu(budget: Budget) -> Placement | Wait:
+    if budget.gpuless < 1:
+        return Wait("as many jobs without a GPU run as there are cores; --jobs sets another limit")
+    budget.runs -= 1
+    budget.gpuless -= 1
+    return NO_GPU
+
+
+def fits(offer: Offer, need: Need, policy: Policy) -> bool:
+    """Whether the GPU has room for another run with this need, beside those that are there."""
+    if offer.runs and offer.sample.compute_mode == "exclusive":
+        return False
+    if offer.runs >= policy.most_per_gpu:
+        return False
+    if offer.runs == 0:
+        # what was learned has a margin on top: no reason not to give a GPU that nobody uses
+        return (need.asked_bytes or 0) <= offer.usable_bytes - offer.strangers_bytes
+    part = offer.part_of(need)
+    if part is None or part > offer.left_bytes:
+        return False
+    return policy.jobs_per_gpu != "auto" or offer.percent + need.percent <= MOST_PERCENT
+
+
+def _why_none_fits(offers: Sequence[Offer], need: Need) -> str:
+    if need.memory_bytes is not None:
+        return f"a command needs {words.size(need.memory_bytes)} on a GPU, and none has that left"
+    if any(offer.runs for offer in offers):
+        return "what a command will use is not known yet: it waits for a GPU for itself"
+    return "no GPU is free"
+
+
+def _choose(offers: Sequence[Offer], count: int, most_new: int) -> list[Offer] | None:
+    """All on one host; at most so many on which there is no run of ours."""
+    for host in dict.fromkeys(offer.key.host for offer in offers):
+        there = [offer for offer in offers if offer.key.host == host]
+        used = [offer for offer in there if offer.runs]
+        new = [offer for offer in there if not offer.runs][:most_new]
+        chosen = sorted([*used, *new], key=there.index)[:count]
+        if len(chosen) == count:
+            return chosen
+    return None

@@ -5,6 +5,8 @@ from typing import Literal
 
 from smartsched.core.freeness import Thresholds
 from smartsched.core.halt import Halt
+from smartsched.core.hours import NO_CAP, Cap
+from smartsched.core.preference import Preference
 from smartsched.core.selection import Selection
 
 
@@ -26,7 +28,36 @@ class Policy:
     timeout_seconds: float | None = None  # None: an attempt may take for ever
     halt: Halt | None = None  # None: go on however many jobs fail
     guard: bool = True  # withhold GPUs on which everything fails at once
+    claims: bool = False  # other dispatchers are told which GPUs we are about to use
     tells: bool = False  # the user has a command to be run for each finished job
+    gpus_per_job: int = 1  # unless a command wishes otherwise
+    jobs_per_gpu: int | Literal["auto"] = 1  # at most; auto: as many as fit by what they use
+    job_memory: int | Literal["auto"] | None = None  # bytes; auto: learned; None: nobody says
+    job_utilization_percent: float | None = None  # of a job on its GPU; None: nobody says
+    most_jobs: Cap = NO_CAP  # at once
+    most_gpus: Cap = NO_CAP  # that runs of ours are on
+    leave_free: Cap = NO_CAP  # GPUs that are free and stay so
+    most_gpuless: int = 1  # jobs at once that need no GPU
+    preference: Preference = Preference()
+    on_contention: Literal["drain", "requeue", "ignore"] = "drain"
+    asks_for_checkpoints: bool = False  # runs that give way are sent a signal to save their state
+    yield_grace_seconds: float = 2.0  # between asking a run to give way and killing it
+    oom_retries: int = 2  # further attempts of jobs that ran out of memory beside others of ours
+
+    @property
+    def most_per_gpu(self) -> int:
+        """Runs of ours on one GPU. Where nobody says how many: beyond three, a GPU that is shared
+        by time gains nothing."""
+        return 3 if self.jobs_per_gpu == "auto" else self.jobs_per_gpu
+
+    @property
+    def packs_by_learning(self) -> bool:
+        return self.jobs_per_gpu == "auto" or self.job_memory == "auto"
+
+    @property
+    def shares_evenly(self) -> bool:
+        """Whether so many jobs are put on a GPU as the user said, whatever they use."""
+        return self.jobs_per_gpu not in (1, "auto") and self.job_memory is None
 
     @property
     def stale_after_seconds(self) -> float:

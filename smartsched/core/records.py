@@ -9,6 +9,7 @@ and an event; whatever else changes is a new version beside the old one.
 """
 
 import json
+import typing
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -30,7 +31,9 @@ from smartsched.core.model import (
     Placement,
     Position,
     ProcessId,
+    RequeueReason,
     RunKey,
+    StopReason,
     Wishes,
 )
 from smartsched.errors import JournalDamagedError
@@ -157,6 +160,9 @@ def _placement_to_json(placement: Placement) -> list[dict[str, Any]]:
             "label": gpu.label,
             "visible": gpu.visible,
             "unexplained_bytes": gpu.unexplained_bytes,
+            "reserved_bytes": gpu.reserved_bytes,
+            "percent": gpu.percent,
+            "strangers_bytes": gpu.strangers_bytes,
         }
         for gpu in placement.gpus
     ]
@@ -170,6 +176,9 @@ def _placement_of_json(value: Any) -> Placement:
                 _exactly(str)(gpu["label"]),
                 _exactly(str)(gpu["visible"]),
                 _count(gpu["unexplained_bytes"]),
+                _optional(_COUNT).of_json(gpu.get("reserved_bytes")),
+                _number(gpu.get("percent", 100.0)),
+                _count(gpu.get("strangers_bytes", 0)),
             )
             for gpu in _exactly(list)(value)
         )
@@ -206,7 +215,7 @@ def _ending_of_json(value: Any) -> Ending:
 
 
 _ENDING = _Form(_ending_to_json, _ending_of_json)
-_STOP_REASON = _one_of("asked", "timeout", "survivor")
+_STOP_REASON = _one_of(*typing.get_args(StopReason))
 
 _Table = dict[str, tuple[type[Any], dict[str, _Form]]]
 _TABLE: _Table = {
@@ -261,11 +270,31 @@ _TABLE: _Table = {
     "run_adopted": (events.RunAdopted, {"at": _TIME, "run": _RUN, "since": _TIME}),
     "run_postponed": (events.RunPostponed, {"at": _TIME, "run": _RUN, "why": _TEXT}),
     "run_revoked": (events.RunRevoked, {"at": _TIME, "run": _RUN}),
-    "run_stopping": (events.RunStopping, {"at": _TIME, "run": _RUN, "why": _STOP_REASON}),
+    "run_stopping": (
+        events.RunStopping,
+        {"at": _TIME, "run": _RUN, "why": _STOP_REASON, "who": _TEXT},
+    ),
     "run_killed": (events.RunKilled, {"at": _TIME, "run": _RUN}),
     "run_exited": (
         events.RunExited,
-        {"at": _TIME, "run": _RUN, "ending": _ENDING, "leftovers": _COUNT},
+        {
+            "at": _TIME,
+            "run": _RUN,
+            "ending": _ENDING,
+            "leftovers": _COUNT,
+            "out_of_memory": _TEXT,
+        },
+    ),
+    "run_measured": (
+        events.RunMeasured,
+        {
+            "at": _TIME,
+            "run": _RUN,
+            "shape": _TEXT,
+            "peak_bytes": _COUNT,
+            "utilization_percent": _optional(_TIME),
+            "seconds": _TIME,
+        },
     ),
     "job_finished": (
         events.JobFinished,
@@ -276,8 +305,10 @@ _TABLE: _Table = {
         {
             "at": _TIME,
             "run": _RUN,
-            "why": _one_of("failed", "lost", "survivor"),
+            "why": _one_of(*typing.get_args(RequeueReason)),
             "not_before": _TIME,
+            "needs_bytes": _optional(_COUNT),
+            "alone": _FLAG,
         },
     ),
     "gpu_withheld": (events.GpuWithheld, {"at": _TIME, "gpu": _GPU, "runs": _list_of(_RUN)}),

@@ -1,9 +1,9 @@
 """Which GPUs may be used at all: `--gpus`, `--exclude` and the inherited CUDA_VISIBLE_DEVICES."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from smartsched.core.model import GpuReading
 from smartsched.errors import UsageError
@@ -126,13 +126,13 @@ class Selection:
     def check(self, readings: Sequence[GpuReading]) -> None:
         """Raises UsageError for an id that names none of these GPUs, or one UUID prefix several;
         and when nothing is left to choose from."""
-        _check_ids(self.wanted or (), self.wanted_by, readings)
-        _check_ids(self.excluded, "--exclude", readings)
+        check_ids(self.wanted or (), self.wanted_by, readings)
+        check_ids(self.excluded, "--exclude", readings)
         if readings and not any(map(self._names, readings)):
             raise UsageError(f"{self.wanted_by} and --exclude leave no GPU to choose from")
 
 
-def _check_ids(ids: Iterable[GpuId], source: str, readings: Sequence[GpuReading]) -> None:
+def check_ids(ids: Iterable[GpuId], source: str, readings: Sequence[GpuReading]) -> None:
     for gpu_id in ids:
         named = [reading for reading in readings if gpu_id.names(reading)]
         if not named:
@@ -146,3 +146,18 @@ def _check_ids(ids: Iterable[GpuId], source: str, readings: Sequence[GpuReading]
 def label(reading: GpuReading) -> str:
     """What people call it: "3", or "0:2" for a MIG instance in slot 2 of card 0."""
     return str(reading.index) if reading.slot is None else f"{reading.index}:{reading.slot}"
+
+
+def visible_as(
+    reading: GpuReading, out_of_reach: Collection[int], by: Literal["index", "uuid"]
+) -> str:
+    """The GPU's name for CUDA_VISIBLE_DEVICES.
+
+    The index, since popular frameworks parse the variable as integers; but MIG instances have none,
+    and where a card below is out of reach (`out_of_reach`: the indices of such cards on its host,
+    whether or not they may be used) CUDA may skip it and number the rest anew.
+    """
+    unsure = any(index < reading.index for index in out_of_reach)
+    if by == "uuid" or reading.slot is not None or unsure:
+        return reading.key.uuid
+    return str(reading.index)

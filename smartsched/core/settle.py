@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+from smartsched.core.blame import is_blame_open, requeued_for_memory
 from smartsched.core.decide import is_given_up
 from smartsched.core.events import Event, Halted, JobFinished, JobRequeued
 from smartsched.core.guard import to_be_withheld
+from smartsched.core.metering import measured_event
 from smartsched.core.model import EndedRun, Lost, Outcome, Timestamp
 from smartsched.core.policy import Policy
 from smartsched.core.state import Closing, State
@@ -27,7 +29,11 @@ def _next(state: State, now: Timestamp) -> Event | None:
     return _halted(state, now) or (to_be_withheld(state, now) if state.policy.guard else None)
 
 
-def _settled(state: State, ended: EndedRun, now: Timestamp) -> JobFinished | JobRequeued | None:
+def _settled(state: State, ended: EndedRun, now: Timestamp) -> Event | None:
+    if ended.succeeded and (measured := measured_event(state, ended, now)) is not None:
+        return measured
+    if is_blame_open(state, ended, now):
+        return None
     requeued = _requeued(state, ended, now)
     if requeued is None:
         return JobFinished(now, ended.key, _outcome(ended))
@@ -45,11 +51,25 @@ def _outcome(ended: EndedRun) -> Outcome:
 
 
 def _requeued(state: State, ended: EndedRun, now: Timestamp) -> JobRequeued | None:
-    if ended.succeeded or (ended.why_stopped == "asked" and state.closing >= Closing.STOP):
+    stops = state.closing >= Closing.STOP
+    if ended.succeeded or (ended.why_stopped == "asked" and stops):
         return None
-    if ended.why_stopped in ("survivor", "asked"):  # asked by a dispatcher that is no more
-        return JobRequeued(now, ended.key, "survivor", now)
+    match ended.why_stopped:
+        case "contention":
+            return JobRequeued(now, ended.key, "contention", now)
+        case "survivor" | "asked":  # asked by a dispatcher that is no more
+            return JobRequeued(now, ended.key, "survivor", now)
+        case _:
+            pass
+    if ended.out_of_memory:
+        return requeued_for_memory(state, ended, now)
+    return _retried(state, ended, now)
+
+
+def _retried(state: State, ended: EndedRun, now: Timestamp) -> JobRequeued | None:
     job, retries = ended.job, state.policy.retries
+    if ended.was_refused:
+        return None
     if isinstance(ended.ending, Lost):
         may_go_on = job.losses < max(retries, _LOSSES_FORGIVEN)
         return JobRequeued(now, ended.key, "lost", now) if may_go_on else None

@@ -1,11 +1,16 @@
 """What was seen of the GPUs: taken into State beside its account of the jobs, and never journaled,
 since it is stale the moment we restart."""
 
+from collections.abc import Iterable
 from typing import assert_never
 
 from smartsched.core.freeness import observe
+from smartsched.core.metering import find_strays, measure
 from smartsched.core.model import (
     UNREAD,
+    ClaimAnswer,
+    ClaimGranted,
+    ClaimRefused,
     GpuKey,
     GpuReading,
     GpuUnreadable,
@@ -14,7 +19,7 @@ from smartsched.core.model import (
     Snapshot,
     Timestamp,
 )
-from smartsched.core.state import State
+from smartsched.core.state import Refusal, State
 
 
 def see(state: State, observation: Observation, now: Timestamp) -> None:
@@ -31,8 +36,30 @@ def see(state: State, observation: Observation, now: Timestamp) -> None:
                     _see_gpu(state, reading, observation.taken_at, now)
             if observation.whole:
                 _miss_vanished(state, observation, now)
+                find_strays(state, observation)
         case _:
             assert_never(observation)
+
+
+def hear(state: State, answer: ClaimAnswer) -> None:
+    """Take in what came of a claim."""
+    match answer:
+        case ClaimGranted(at, gpus):
+            for gpu in gpus:
+                state.refused.pop(gpu, None)
+                state.claimed.setdefault(gpu, at)
+        case ClaimRefused(at, gpus, why):
+            for gpu in gpus:
+                state.claimed.pop(gpu, None)
+            state.refused |= {gpu: Refusal(at, words) for gpu, words in why}
+        case _:
+            assert_never(answer)
+
+
+def let_go(state: State, gpus: Iterable[GpuKey]) -> None:
+    """Of claims that are no longer ours."""
+    for gpu in gpus:
+        state.claimed.pop(gpu, None)
 
 
 def _see_cards(state: State, snapshot: Snapshot) -> None:
@@ -58,10 +85,11 @@ def _see_gpu(state: State, reading: GpuReading, taken_at: Timestamp, now: Timest
         reading,
         taken_at,
         now,
-        state.holds.get(reading.key),
+        state.holds_on(reading.key),
         state.policy.thresholds,
         state.policy.stale_after_seconds,
     )
+    measure(state, reading.key, state.gpus[reading.key])
 
 
 def _miss_vanished(state: State, snapshot: Snapshot, now: Timestamp) -> None:

@@ -1,11 +1,14 @@
 """Where each GPU stands: whether something may be started on it now, and why not, in words."""
 
+from collections.abc import Collection
+
 from smartsched.core import words
 from smartsched.core.freeness import Busy, Free, Unknown, Verdict, Watch, breach_words, verdict
 from smartsched.core.guard import is_suspect
 from smartsched.core.model import GpuKey, GpuUnreadable, Lingering, Timestamp
 from smartsched.core.selection import label
 from smartsched.core.state import FAILURES_IN_A_ROW, State
+from smartsched.core.strangers import Hold
 
 
 def current_verdict(state: State, watch: Watch, now: Timestamp) -> Verdict:
@@ -13,18 +16,23 @@ def current_verdict(state: State, watch: Watch, now: Timestamp) -> Verdict:
     trouble = state.troubles.get(watch.latest.key.host)
     if trouble is not None:
         return Unknown(trouble.why)
-    age = now - watch.taken_at
-    if age > state.policy.stale_after_seconds and not isinstance(watch.latest, GpuUnreadable):
-        return Unknown(f"not seen for {words.duration(age)}")
+    if is_stale(state, watch, now) and not isinstance(watch.latest, GpuUnreadable):
+        return Unknown(f"not seen for {words.duration(now - watch.taken_at)}")
     return verdict(watch, state.policy.thresholds.free_for_seconds)
+
+
+def is_stale(state: State, watch: Watch, now: Timestamp) -> bool:
+    return now - watch.taken_at > state.policy.stale_after_seconds
 
 
 def withheld_because(state: State, key: GpuKey, now: Timestamp) -> str | None:
     """Why a GPU that ended a run of ours is still not given away; None: it runs, or is ours no
     more."""
-    hold = state.holds.get(key)
-    if hold is None:
-        return None
+    reasons = (_withheld_for(state, hold, now) for hold in state.holds_on(key))
+    return next((why for why in reasons if why is not None), None)
+
+
+def _withheld_for(state: State, hold: Hold, now: Timestamp) -> str | None:
     run = state.runs.get(hold.run)
     if run is not None and isinstance(run.status, Lingering):
         stuck = "cannot be killed" if run.status.killed_at is not None else "are being stopped"
@@ -50,11 +58,11 @@ def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
     """Why nothing can be started on this GPU now; "" if something can."""
     if why := why_closed(state, key):
         return why
-    hold = state.holds.get(key)
+    holds = state.holds_on(key)
     verdict_now = current_verdict(state, watch, now)
-    if hold is not None and hold.cleared_at is None:
-        return withheld_because(state, key, now) or f"runs job {hold.run.job}"
-    if hold is not None and not isinstance(verdict_now, Unknown):
+    if any(hold.cleared_at is None for hold in holds):
+        return withheld_because(state, key, now) or _what_runs(holds)
+    if holds and not isinstance(verdict_now, Unknown):
         return withheld_because(state, key, now) or ""
     match verdict_now:
         case Busy(breaches):
@@ -62,14 +70,23 @@ def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
         case Unknown(why):
             return why
         case Free():
-            return ""
+            refusal = state.refused.get(key)
+            return refusal.why if refusal is not None else ""
+
+
+def _what_runs(holds: Collection[Hold]) -> str:
+    jobs = ", ".join(str(hold.run.job) for hold in holds if hold.cleared_at is None)
+    return f"runs jobs {jobs}" if "," in jobs else f"runs job {jobs}"
+
+
+def is_in_use(state: State, key: GpuKey) -> bool:
+    """Whether a run of ours may have processes there."""
+    return any(hold.cleared_at is None for hold in state.holds_on(key))
 
 
 def idles(state: State) -> bool:
     """Whether there is a GPU where no run of ours is."""
-    return any(
-        (hold := state.holds.get(key)) is None or hold.cleared_at is not None for key in state.gpus
-    )
+    return any(not is_in_use(state, key) for key in state.gpus)
 
 
 def why_none_is_free(state: State, now: Timestamp) -> str:
@@ -79,7 +96,7 @@ def why_none_is_free(state: State, now: Timestamp) -> str:
         trouble = next(iter(state.troubles.values()), None)
         return trouble.why if trouble is not None else "the GPUs have not been read yet"
     reasons: dict[str, list[str]] = {}
-    held = [key for key in state.gpus if (hold := state.holds.get(key)) and hold.cleared_at is None]
+    held = [key for key in state.gpus if is_in_use(state, key)]
     for key, watch in state.in_order():
         if key in held and len(held) < len(state.gpus):
             continue

@@ -4,10 +4,13 @@ Nothing here grows with the number of finished jobs. What was seen of the GPUs i
 taken in elsewhere (sight.py).
 """
 
+from bisect import insort
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from smartsched.core.footprint import Footprint, Meter
 from smartsched.core.freeness import Watch
 from smartsched.core.model import (
     EndedRun,
@@ -52,6 +55,14 @@ class Failure:
     final: bool  # whether its job was given up
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A GPU that another dispatcher has claimed."""
+
+    at: Timestamp
+    why: str
+
+
 @dataclass(slots=True)
 class Record:
     """How runs end on a GPU; the evidence by which a broken one is known."""
@@ -67,7 +78,7 @@ class State:
     queue: deque[Job] = field(default_factory=deque)
     runs: dict[RunKey, Run] = field(default_factory=dict)
     ended: dict[RunKey, EndedRun] = field(default_factory=dict)  # not settled yet
-    holds: dict[GpuKey, Hold] = field(default_factory=dict)
+    holds: dict[GpuKey, dict[RunKey, Hold]] = field(default_factory=dict)  # no empty ones
     totals: Totals = field(default_factory=Totals)
     input_open: bool = True
     read_to: Position | None = None  # None: nothing was read from the present inputs
@@ -79,6 +90,7 @@ class State:
     dropped: dict[JobId, Job] = field(default_factory=dict)
     interrupted: list[Job] = field(default_factory=list)  # stopped; they run when resumed
     next_rank: int = 0
+    has_gpuless: bool = False  # jobs came that need no GPU
     place: str = ""  # of the last dispatcher
     closing: Closing = Closing.NO
     halted: bool = False
@@ -97,6 +109,16 @@ class State:
     cards: dict[HostName, dict[GpuKey, int]] = field(default_factory=dict)
     out_of_reach: dict[HostName, frozenset[int]] = field(default_factory=dict)
     troubles: dict[HostName, SamplerTrouble] = field(default_factory=dict)
+    meters: dict[RunKey, Meter] = field(default_factory=dict)
+    footprints: dict[str, Footprint] = field(default_factory=dict)  # by command shape
+    # Of the GPUs, what dispatchers tell each other: ours, and whose they are as far as we know.
+    claimed: dict[GpuKey, Timestamp] = field(default_factory=dict)
+    refused: dict[GpuKey, Refusal] = field(default_factory=dict)
+    local_offset: float = 0.0  # seconds from our time to the time on the wall
+
+    def holds_on(self, gpu: GpuKey) -> Collection[Hold]:
+        """Of our runs there, oldest first."""
+        return self.holds[gpu].values() if gpu in self.holds else ()
 
     def next_job(self) -> JobId:
         return JobId(self.totals.accepted + 1)
@@ -112,10 +134,11 @@ def position(reading: GpuReading) -> tuple[str, int, int]:
 
 
 def enqueue(state: State, job: Job) -> None:
-    """In its place: several may come back at once."""
-    state.queue.append(job)
-    if len(state.queue) > 1 and state.queue[-2].rank > job.rank:
-        state.queue = deque(sorted(state.queue, key=lambda queued: queued.rank))
+    """In its place."""
+    if not state.queue or state.queue[-1].order <= job.order:
+        state.queue.append(job)
+    else:
+        insort(state.queue, job, key=lambda queued: queued.order)
 
 
 def postpone(state: State, at: Timestamp, why: str) -> None:

@@ -1,5 +1,6 @@
 """Whose use of a GPU is whose: what other people hold of it, and what our own run does."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from smartsched.core.model import GpuProcess, GpuSample, RunKey, Timestamp
@@ -31,14 +32,17 @@ class Ignored:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A GPU is taken by a run of ours, until its processes are gone and its memory came back."""
+    """A run of ours has its part of a GPU, until its processes are gone and its memory came
+    back."""
 
     run: RunKey
     tag: str  # what the run's processes carry in their environment
     since: Timestamp
-    unexplained_before_bytes: int  # used by no visible process, before the run started
+    unexplained_before_bytes: int  # used by no visible process, before the first run of ours
     pid: int | None  # None: not launched yet
     cleared_at: Timestamp | None  # None: its processes may still live
+    reserved_bytes: int | None = None  # promised to it; None: all of the GPU
+    percent: float = 100.0  # of the GPU's time that it is expected to need
 
     def owns(self, process: GpuProcess) -> bool:
         if process.run_tag is not None and process.run_tag == self.tag:
@@ -74,19 +78,19 @@ def is_known(process: GpuProcess) -> bool:
 
 
 def strangers_use(
-    sample: GpuSample, hold: Hold | None, ignored: Ignored, *, unexplained_is_theirs: bool
+    sample: GpuSample, holds: Collection[Hold], ignored: Ignored, *, unexplained_is_theirs: bool
 ) -> StrangersUse:
-    """Split a sample. While we hold the GPU, memory that nobody visible accounts for and that was
-    not there before is taken for ours unless the caller has seen it stay unexplained."""
-    others = [p for p in sample.processes if hold is None or (is_known(p) and not hold.owns(p))]
+    """Split a sample. While runs of ours are there, memory that nobody visible accounts for and
+    that was not there before is taken for ours unless the caller has seen it stay unexplained."""
+    others = [p for p in sample.processes if not holds or (is_known(p) and not _ours(p, holds))]
     counted = tuple(process for process in others if not ignored.covers(process))
     memory = sum(process.memory_bytes or 0 for process in counted if is_known(process))
     unexplained = unexplained_bytes(sample)
-    if hold is not None and not unexplained_is_theirs:
-        unexplained = min(unexplained, hold.unexplained_before_bytes)
+    if holds and not unexplained_is_theirs:
+        unexplained = min(unexplained, unexplained_before(holds))
     memory += unexplained
     ignored_bytes = sum(p.memory_bytes or 0 for p in others if ignored.covers(p) and is_known(p))
-    ours = 0 if hold is None else max(0, sample.memory_used_bytes - memory - ignored_bytes)
+    ours = 0 if not holds else max(0, sample.memory_used_bytes - memory - ignored_bytes)
     return StrangersUse(
         memory_bytes=memory,
         free_bytes=sample.memory_free_bytes + ours,
@@ -94,6 +98,15 @@ def strangers_use(
         compute=tuple(process for process in counted if is_compute(process)),
         only_ignored=bool(others) and not counted,
     )
+
+
+def _ours(process: GpuProcess, holds: Collection[Hold]) -> bool:
+    return any(hold.owns(process) for hold in holds)
+
+
+def unexplained_before(holds: Collection[Hold]) -> int:
+    """What was used by no visible process before there was any run of ours."""
+    return min(hold.unexplained_before_bytes for hold in holds)
 
 
 def is_compute(process: GpuProcess) -> bool:

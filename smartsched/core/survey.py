@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smartsched.core.decide import plan
 from smartsched.core.freeness import (
     Busy,
     Free,
@@ -16,6 +15,7 @@ from smartsched.core.freeness import (
     utilization_over_window,
 )
 from smartsched.core.model import GpuKey, GpuProcess, GpuSample, Job, Placement, Timestamp
+from smartsched.core.planning import plan
 from smartsched.core.policy import Policy
 from smartsched.core.selection import label
 from smartsched.core.standing import current_verdict, why_not
@@ -44,6 +44,7 @@ class GpuRow:
 class Survey:
     rows: tuple[GpuRow, ...]
     starts: tuple[tuple[Job, Placement], ...]
+    impossible: tuple[tuple[Job, str], ...]  # and why
     waits: tuple[Job, ...]
     waits_because: str  # "": nothing waits
 
@@ -54,12 +55,14 @@ class Survey:
 
 def survey(state: State, now: Timestamp) -> Survey:
     """The GPUs as they stand, and what would start on them now."""
-    planned, wait = plan(state, now)
+    planned = plan(state, now)
+    settled = {job.id for job, _ in (*planned.starts, *planned.impossible)}
     return Survey(
         rows=gpu_rows(state, now),
-        starts=tuple(planned),
-        waits=tuple(state.queue)[len(planned) :],
-        waits_because=wait.why if wait is not None else "",
+        starts=tuple(planned.starts),
+        impossible=tuple(planned.impossible),
+        waits=tuple(job for job in state.queue if job.id not in settled),
+        waits_because=planned.waiting.why if planned.waiting is not None else "",
     )
 
 
@@ -127,6 +130,10 @@ def as_json(found: Survey, policy: Policy, notes: Sequence[str]) -> dict[str, ob
             {"command": job.spec.command, "source": job.spec.source} for job in found.waits
         ],
         "would_wait_because": found.waits_because or None,
+        "would_fail": [
+            {"command": job.spec.command, "source": job.spec.source, "why": why}
+            for job, why in found.impossible
+        ],
         "notes": list(notes),
     }
 

@@ -12,6 +12,8 @@ class Totals:
     stopped: int = 0  # because the user asked; they run when the run is resumed
     dropped: int = 0  # not on the list that the run was resumed with
     gpu_seconds: float = 0.0
+    yields: int = 0  # runs that gave way to other people
+    yielded_gpu_seconds: float = 0.0  # that they had taken
 
     @property
     def finished(self) -> int:

@@ -65,6 +65,13 @@ def parse_interval(text: str) -> float:
     return seconds
 
 
+def parse_positive_count(text: str) -> int:
+    number = parse_count(text)
+    if number < 1:
+        raise UsageError(f"{text!r} is too few: 1 is the least")
+    return number
+
+
 def parse_count(text: str) -> int:
     if not re.fullmatch(r"\d{1,9}", text.strip(), re.ASCII):
         raise UsageError(f"{text!r} is no whole number")

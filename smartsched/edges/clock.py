@@ -13,6 +13,11 @@ class SteadyClock:
     def now(self) -> Timestamp:
         return time.monotonic() + self._offset
 
+    def local_offset(self) -> float:
+        """What to add to `now` for the local time, whoever set the wall clock meanwhile."""
+        wall = time.time()
+        return wall - self.now() + time.localtime(wall).tm_gmtoff
+
     def at_monotonic(self, monotonic_s: float) -> Timestamp:
         """The timeline's value for a reading of the host's monotonic clock, which all processes of
         a host share."""

@@ -72,6 +72,15 @@ class Family:
         except (psutil.Error, OSError):
             return False
 
+    def catches(self, pid: int, signum: int) -> bool:
+        """Whether it has a handler for this signal (proc_pid_status(5): SigCgt)."""
+        try:
+            with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+                fields = dict(line.split(":", 1) for line in status if ":" in line)
+            return bool(int(fields["SigCgt"], 16) >> (signum - 1) & 1)
+        except (OSError, KeyError, ValueError):
+            return False
+
     def may_have_left(self, shell: Shell, shells: Collection[Shell]) -> bool:
         """Whether an ended shell may have left anybody. Cheap, since asked at every exit."""
         if _group_exists(shell.pid):

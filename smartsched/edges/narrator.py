@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from smartsched.core import words
-from smartsched.core.decide import Decision
+from smartsched.core.decide import Decision, time_limit
 from smartsched.core.endings import how_it_ended
 from smartsched.core.events import (
     DrainRequested,
@@ -115,7 +115,7 @@ class Narrator:
                 self._started(state.runs[key], now)
             case RunAdopted(_, key, since):
                 run = state.runs[key]
-                where = f"on GPU {run.status.placement.labels}"
+                where = run.status.placement.words
                 lasts = words.duration(now - since)
                 text = f"job {key.job} still runs {where}, for {lasts}: {_command(run.job.spec)}"
                 self._say(now, text, "plain")
@@ -130,8 +130,12 @@ class Narrator:
             case RunRevoked(_, key):
                 self._say(now, f"job {key.job} had not begun yet; queued again", "notice")
             case RunStopping(_, key, "timeout"):
-                lasted = words.duration(state.policy.timeout_seconds or 0)
+                lasted = words.duration(time_limit(state, state.runs[key]) or 0)
                 self._say(now, f"job {key.job} has run for {lasted}; stopping it", "notice")
+            case RunStopping(_, key, "contention", who):
+                where = state.runs[key].status.placement.words
+                text = f"job {key.job} gives way {where} to {words.printable(who)}"
+                self._say(now, text, "notice")
             case RunKilled(_, key):
                 self._say(now, f"job {key.job} did not end when asked; killing it", "notice")
             case LineRejected(_, source, why):
@@ -223,7 +227,7 @@ class Narrator:
         return f"{', '.join(parts)}; {wall}, {hours:.2f} GPU-hours{where}"
 
     def _started(self, run: Run, now: Timestamp) -> None:
-        text = f"job {run.job.id} started on GPU {run.status.placement.labels}"
+        text = f"job {run.job.id} started {run.status.placement.words}"
         tried = run.job.failures + run.job.losses
         again = f" (try {tried + 1})" if tried else ""
         self._say(now, f"{text}{again}: {_command(run.job.spec)}", "plain")
@@ -231,7 +235,7 @@ class Narrator:
     def _finished(
         self, ended: EndedRun, leftovers: int, event: JobFinished, now: Timestamp
     ) -> None:
-        job, where = ended.job.id, f"on GPU {ended.placement.labels}"
+        job, where = ended.job.id, ended.placement.words
         match event.outcome:
             case "ok":
                 if not self._single:
@@ -254,11 +258,23 @@ class Narrator:
                 text = f"job {job} was stopped; it is queued again"
             case "lost":
                 text = f"job {job} is lost: {how_it_ended(ended)}; it is queued again"
+            case "contention":
+                lasted = words.duration(ended.seconds)
+                where = ended.placement.words
+                text = f"job {job} gave way after {lasted} {where}; it is queued again"
+            case "strangers_grew":
+                text = f"job {job} ran out of memory since others took more; it is queued again"
+            case "packed_too_tightly":
+                alone = "on a GPU for itself" if event.alone else self._more_room(event)
+                text = f"job {job} ran out of memory beside others of this run; {alone}"
             case "failed":
                 delay = words.duration(event.not_before - now)
                 text = f"job {job} failed: {self._ending_of(ended)}; trying again in {delay}"
         self._say(now, text, "notice")
         self._tell_leftovers(job, leftovers, now)
+
+    def _more_room(self, event: JobRequeued) -> str:
+        return f"queued again with {words.size(event.needs_bytes or 0)} for it"
 
     def _failed(self, ended: EndedRun, now: Timestamp) -> None:
         text = f"job {ended.job.id} failed: {self._ending_of(ended)}: {_command(ended.job.spec)}"
@@ -278,7 +294,8 @@ class Narrator:
     def _ending_of(self, ended: EndedRun) -> str:
         started = not isinstance(ended.ending, NotStarted)
         lasted = f" after {words.duration(ended.seconds)}" if started else ""
-        return f"{how_it_ended(ended)}{lasted} on GPU {ended.placement.labels}"
+        where = f" {ended.placement.words}" if started or ended.placement.gpus else ""
+        return f"{how_it_ended(ended)}{lasted}{where}"
 
     def _shown(self, path: str | None) -> str | None:
         return None if path is None else words.printable(path.removeprefix(self._here))
@@ -371,7 +388,7 @@ class Narrator:
 
 
 def _left_alive(run: Run) -> str:
-    where = f"on GPU {run.status.placement.labels}"
+    where = run.status.placement.words
     match run.status:
         case Stopping(process=process) | Running(process=process):
             return (

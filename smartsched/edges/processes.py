@@ -129,6 +129,9 @@ class Family(Protocol):
     def may_be_reused(self, process: ProcessId) -> bool: ...
     def lives(self, process: ProcessId) -> bool: ...
     def carries(self, pid: int, tag: str) -> bool: ...
+    def catches(self, pid: int, signum: int) -> bool:
+        """Whether it has a handler for this signal."""
+        ...
 
 
 @dataclass(slots=True)
@@ -156,8 +159,10 @@ class Processes:
         attempts: Attempts,
         family: Family,
         on_other_end: Callable[[int], None] = lambda _: None,
+        checkpoint_signal: int = signal.SIGUSR1,
     ) -> None:
         """`on_other_end`: told of every child that ended and was no run's."""
+        self._checkpoint_signal = checkpoint_signal
         self._fds = fds
         self._on_other_end = on_other_end
         self._run_id = run_id
@@ -304,6 +309,17 @@ class Processes:
                 in_group = _group_of(process) == leader.shell.pid and not leader.adopted
                 if leader.ending is not None or not in_group:
                     _send(process, signum)
+
+    def checkpoint(self, run: RunKey) -> None:
+        """Only to those that wait for the signal: most others, such as a shell between us and a
+        training, would die of it."""
+        signum, leader = self._checkpoint_signal, self._leaders[run]
+        commands = [p for p in self._members(leader) if p.pid != leader.shell.pid]  # our wrapper
+        catching = [process for process in commands if self._family.catches(process.pid, signum)]
+        for process in catching:
+            _send(process, signum)
+        if not catching:
+            self.terminate(run)
 
     def kill(self, run: RunKey) -> None:
         """SIGKILL, until nobody new appears: a process may be starting others meanwhile."""

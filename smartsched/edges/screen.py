@@ -42,7 +42,7 @@ def _draw_survey(console: Console, found: Survey, notes: Sequence[str]) -> None:
         console.print(Text(f"note: {note}", "yellow"))
     for job, placement in found.starts:
         command = words.shortened(words.printable(job.spec.command), 100)
-        console.print(Text(f"would start on GPU {placement.labels}: {command}"))
+        console.print(Text(f"would start {placement.words}: {command}"))
     if found.waits:
         waiting = words.count(len(found.waits), "command")
         console.print(Text(f"would wait: {waiting}, the first of them"))
@@ -230,14 +230,13 @@ def _live_table(state: State, now: Timestamp, most_rows: int) -> Table:
     table.add_column("job, or why not", no_wrap=True, overflow="ellipsis", ratio=1)
     rows = gpu_rows(state, now)
     for row in rows[:most_rows]:
-        hold = state.holds.get(row.key)
-        run = state.runs.get(hold.run) if hold is not None else None
+        runs = [state.runs[h.run] for h in state.holds_on(row.key) if h.run in state.runs]
         table.add_row(
             row.label,
             _others(row),
             _utilization(row),
             Text(row.word, _STYLES[row.word]),
-            _doing(run, row, now),
+            _doing(runs, row, now),
         )
     if len(rows) > most_rows:
         table.add_row("", "", "", "", Text(f"and {len(rows) - most_rows} more GPUs", "dim"))
@@ -251,11 +250,17 @@ def _others(row: GpuRow) -> str:
     return f"{words.size(used)} / {words.size(total)}"
 
 
-def _doing(run: Run | None, row: GpuRow, now: Timestamp) -> Text:
-    match run:
-        case Run(key=key, job=job, status=Running() | Stopping() as status):
-            since = status.since if isinstance(status, Running) else status.started_at
-            command = words.shortened(words.printable(job.spec.command), 200)
-            return Text(f"job {key.job}  {words.duration(now - since)}  {command}", "cyan")
-        case _:
-            return Text(words.printable("; ".join(row.reasons)), "dim")
+def _doing(runs: list[Run], row: GpuRow, now: Timestamp) -> Text:
+    doing = [text for run in runs if (text := _job(run, now))]
+    if not doing:
+        return Text(words.printable("; ".join(row.reasons)), "dim")
+    return Text("   ".join(doing), "cyan")
+
+
+def _job(run: Run, now: Timestamp) -> str:
+    status = run.status
+    if not isinstance(status, Running | Stopping):
+        return ""
+    since = status.since if isinstance(status, Running) else status.started_at
+    command = words.shortened(words.printable(run.job.spec.command), 200)
+    return f"job {run.key.job}  {words.duration(now - since)}  {command}"

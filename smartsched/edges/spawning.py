@@ -10,6 +10,7 @@ from typing import Any
 
 from smartsched.core.actions import Launch
 from smartsched.core.tag import variables_of
+from smartsched.errors import UsageError
 
 _IS_NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _RESET_SIGNALS = [
@@ -29,8 +30,11 @@ class Spawner:
         run_name: str,
         run_id: str,
         wrapper: str,
+        nice: int | None = None,
     ) -> None:
-        """`wrapper`: shell text that runs a command and keeps its record."""
+        """`wrapper`: shell text that runs a command and keeps its record. `nice`: of the commands;
+        None: as we are."""
+        self._nice = [] if nice is None else [_nice_program(), "-n", str(nice)]
         self._run_id = run_id
         self._shell = shell
         self._environment = dict(environment)
@@ -53,7 +57,7 @@ class Spawner:
         try:
             return os.posix_spawn(
                 self._wrapper[0],
-                [*self._wrapper, record, self._umask, self._shell, *what],
+                [*self._wrapper, record, self._umask, *self._nice, self._shell, *what],
                 self._environment | self._variables(launch),
                 file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *output],
                 setsid=True,
@@ -81,6 +85,13 @@ class Spawner:
         if b"PYTHONUNBUFFERED" not in self._environment:
             variables[b"PYTHONUNBUFFERED"] = b"1"
         return variables
+
+
+def _nice_program() -> str:
+    found = shutil.which("nice")
+    if found is None:
+        raise UsageError("--nice: there is no program `nice` in PATH")
+    return found
 
 
 def _umask() -> str:

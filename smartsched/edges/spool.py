@@ -4,7 +4,7 @@ import os
 import select
 import stat
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -114,11 +114,26 @@ class Spool:
             copy = self._copy_of(number)
             if os.fstat(copy).st_size > _TOO_LARGE_TO_COUNT_BYTES:
                 return None
-            position = 0
-            while chunk := os.pread(copy, 1 << 20, position):
-                total += chunk.count(b"\n")
-                position += len(chunk)
+            total += sum(chunk.count(b"\n") for chunk in self._chunks(number))
         return total
+
+    def look_ahead(self, word: bytes) -> Iterator[JobSpec | BadLine]:
+        """What is in the inputs that are there as a whole and have this word in them somewhere.
+        Nothing is taken by that."""
+        for number in sorted(self._whole):
+            if any(word in chunk for chunk in self._chunks(number, overlap=len(word))):
+                splitter = LineSplitter(self._names[number], self._directory)
+                for chunk in self._chunks(number):
+                    yield from splitter.feed(chunk)
+                yield from splitter.end()
+
+    def _chunks(self, number: int, overlap: int = 0) -> Iterator[bytes]:
+        """Each with so many bytes of the one before."""
+        copy, position, last = self._copy_of(number), 0, b""
+        while chunk := os.pread(copy, 1 << 20, position):
+            yield last + chunk
+            last = chunk[-overlap:] if overlap else b""
+            position += len(chunk)
 
     def sync(self) -> None:
         """Make the copies durable. Raises OSError."""

@@ -30,6 +30,9 @@ from smartsched.core.events import (
     StopRequested,
 )
 from smartsched.core.model import (
+    ClaimAnswer,
+    ClaimGranted,
+    ClaimRefused,
     Ending,
     Exited,
     GpuKey,
@@ -65,6 +68,7 @@ HOST = HostName("box")
 _SIGTERM, _SIGKILL = 15, 9
 _LOOK_TAKES_SECONDS = 0.001
 _FOREVER = float("inf")
+NO_GPU = -1  # in place of an index
 
 
 class DispatcherDied(BaseException):  # what happens to it, not an error of its own
@@ -79,6 +83,9 @@ class VirtualClock:
     def now(self) -> Timestamp:
         return self.time + self.ahead_seconds
 
+    def local_offset(self) -> float:
+        return 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class PretendJob:
@@ -92,6 +99,9 @@ class PretendJob:
     ignores_sigterm: bool = False
     ending_when_asked: Ending = Killed(_SIGTERM)  # Exited(0): it saves its state
     seen_by_driver: bool = True  # False: as in a container, its pid means nothing
+    utilization_percent: int = 100
+    saves_when_told: bool = False  # the checkpoint signal makes it save its state and end
+    out_of_memory: str = ""  # what its log says when it fails
 
 
 @dataclass(slots=True)
@@ -108,8 +118,8 @@ class LivingRun:
     was_killed: bool = False  # its wrapper as well: no record of its end
 
     @property
-    def gpu_index(self) -> int:
-        return int(self.launch.placement.gpus[0].label)
+    def gpu_indices(self) -> list[int]:
+        return [int(gpu.label) for gpu in self.launch.placement.gpus]
 
 
 @dataclass(slots=True)
@@ -161,20 +171,23 @@ class PretendBox:
     ended: dict[RunKey, tuple[Timestamp, Ending]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)  # as the present dispatcher knows them
     observers: list[Callable[[State, Timestamp], None]] = field(default_factory=list)
+    claimed: set[GpuKey] = field(default_factory=set)  # by the present dispatcher
+    claimed_by_others: dict[int, list[tuple[Timestamp, Timestamp]]] = field(default_factory=dict)
+    checkpoints: list[RunKey] = field(default_factory=list)  # that were asked to save their state
 
     def run(self, policy: Policy, seconds: float = 1e7) -> Loop:
         """Until all is over, or so much time has passed."""
         began = RunBegan(self.clock.now(), policy.run_id, HOST, "/", ("list",), None, "{}")
         self.append(began)
         self.events = [began]
-        loop = Loop(self.world(None), policy, replay(policy, [began]))
+        loop = Loop(self.world(None), replay(policy, [began]))
         return self._go_on(loop, seconds)
 
     def resume(self, policy: Policy, seconds: float = 1e7, *, adopt: bool = True) -> Loop:
         """What another dispatcher makes of it."""
         self.events = [decode_line(line[:-1], n) for n, line in enumerate(self.journal, start=1)]
         state = replay(policy, self.events)
-        loop = Loop(self.world(state.read_to), policy, state)
+        loop = Loop(self.world(state.read_to), state)
         loop.resume(RunResumed(self.clock.now(), HOST, "{}"), None, adopt=adopt)
         return self._go_on(loop, seconds)
 
@@ -224,6 +237,7 @@ class PretendBox:
 
     def world(self, read_to: Position | None) -> World:
         self.dispatchers += 1
+        self.claimed.clear()  # with a dispatcher its claims go
         self.launched_by_others = len(self.launched)
         gpus = _Gpus(self, self.clock.now())
         self.began_at = self.clock.time if self.began_at is None else self.began_at
@@ -235,6 +249,7 @@ class PretendBox:
             _Launcher(self),
             _Intake(self, arrivals, 0 if read_to is None else read_to.line),
             _Requests(self),
+            _Claims(self),
             _Journal(self),
             _Teller(self),
             _Recorder(self),
@@ -249,6 +264,12 @@ class PretendBox:
         )
         self.visits.setdefault(gpu, []).append(visit)
 
+    def is_claimed(self, gpu: GpuKey) -> bool:
+        """By somebody else, at this moment."""
+        now = self.clock.time
+        claims = {pretend_uuid(index): spans for index, spans in self.claimed_by_others.items()}
+        return any(begin <= now < end for begin, end in claims.get(gpu.uuid, ()))
+
     def strangers_at(self, gpu: int, at: Timestamp) -> list[Visit]:
         return [visit for visit in self.visits.get(gpu, ()) if visit.begins <= at < visit.ends]
 
@@ -259,13 +280,14 @@ class PretendBox:
     def _sample(self, index: int) -> GpuSample:
         now = self.clock.time
         visits = self.strangers_at(index, now)
-        ours = [run for run in self.living.values() if run.gpu_index == index]
+        ours = [run for run in self.living.values() if index in run.gpu_indices]
         processes = [process_of(visit) for visit in visits]
         processes += [_our_process(run) for run in ours if run.job.seen_by_driver]
         used = sum(visit.memory_bytes for visit in visits)
         used += sum(run.job.memory_bytes for run in ours)
         used += sum(held for end, gpu, held in self.lingering_memory if gpu == index and now < end)
-        percent = max((visit.utilization_percent for visit in visits), default=0)
+        busy = [visit.utilization_percent for visit in visits]
+        busy += [run.job.utilization_percent for run in ours]
         return GpuSample(
             key=GpuKey(HOST, GpuUuid(pretend_uuid(index))),
             index=index,
@@ -274,7 +296,7 @@ class PretendBox:
             memory_total_bytes=self.memory_bytes,
             memory_used_bytes=used,
             memory_free_bytes=max(0, self.memory_bytes - used),
-            utilization_percent=100 if ours else percent,
+            utilization_percent=min(100, sum(busy)),
             utilization_history=None,
             compute_mode="default",
             ailment=None,
@@ -358,12 +380,13 @@ class _Launcher:
     def _begin(self, launch: Launch) -> LivingRun:
         box, key, command = self.box, launch.run, launch.spec.command
         box.last_pid += 1
-        index = int(launch.placement.gpus[0].label)
-        job = box.broken[index] if index in box.broken else box.jobs(command)
+        indices = [int(gpu.label) for gpu in launch.placement.gpus]
+        broken = [box.broken[index] for index in indices if index in box.broken]
+        job = broken[0] if broken else box.jobs(command)
         ends = box.clock.time + job.seconds
         last_ends = ends + job.leaves_behind_seconds
         run = LivingRun(launch, job, box.last_pid, ends, last_ends, job.ending)
-        box.launched.append((box.clock.time, key, command, index))
+        box.launched.append((box.clock.time, key, command, indices[0] if indices else NO_GPU))
         box.begun.add(key)
         box.living[key] = run
         box.records[key] = AttemptRecord(run.pid)
@@ -417,6 +440,16 @@ class _Launcher:
             self._end(run, _SIGTERM)
         self.box.moment()
 
+    def checkpoint(self, run: RunKey) -> None:
+        living = self.box.living.get(run)
+        if living is None or not living.job.saves_when_told:
+            self.terminate(run)
+            return
+        self.box.moment()
+        self.box.checkpoints.append(run)
+        self._end(run, _SIGTERM)
+        self.box.moment()
+
     def kill(self, run: RunKey) -> None:
         assert run in self.leaders
         self.may_be_killed.add(run)
@@ -434,7 +467,8 @@ class _Launcher:
             if run.has_ended and not run.exit_told and key in self.leaders:
                 run.exit_told = True
                 at, ending = self._end_by_record(key, now) if run.is_adopted else (now, run.ending)
-                told.append(RunExited(at, key, ending, leftovers=int(lives_on)))
+                failed = run.job.out_of_memory if ending == run.job.ending else ""
+                told.append(RunExited(at, key, ending, int(lives_on), failed))
             elif run.exit_told and not lives_on:
                 told.append(RunCleared(now, key))
             if run.exit_told and not lives_on:
@@ -461,7 +495,8 @@ class _Launcher:
         del self.box.living[key]
         if run.job.memory_lingers_seconds:
             until = run.last_ends_at + run.job.memory_lingers_seconds
-            self.box.lingering_memory.append((until, run.gpu_index, run.job.memory_bytes))
+            for index in run.gpu_indices:
+                self.box.lingering_memory.append((until, index, run.job.memory_bytes))
 
 
 def _is_the_last_of(event: RunExited | RunCleared) -> bool:
@@ -497,6 +532,31 @@ class _Intake:
         return self.taken >= len(self.arrivals)
 
     def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Claims:
+    box: PretendBox
+    answers: list[ClaimAnswer] = field(default_factory=list)
+
+    def ask(self, gpus: Sequence[tuple[GpuKey, int]], now: Timestamp) -> None:
+        keys = tuple(key for key, _ in gpus)
+        taken = tuple((key, "claimed by bob") for key in keys if self.box.is_claimed(key))
+        if taken:
+            self.answers.append(ClaimRefused(now, keys, taken))
+        else:
+            self.box.claimed |= set(keys)
+            self.answers.append(ClaimGranted(now, keys))
+
+    def release(self, gpus: Collection[GpuKey], now: Timestamp) -> None:
+        self.box.claimed -= set(gpus)
+
+    def take(self, now: Timestamp) -> Sequence[ClaimAnswer]:
+        answers, self.answers = self.answers, []
+        return answers
+
+    def wake_at(self) -> Timestamp:
+        return self.box.clock.now() if self.answers else _FOREVER
 
 
 @dataclass(slots=True)

@@ -234,7 +234,7 @@ def test_a_run_has_not_begun_later_than_now():
     status = state.runs[a_run()].status
     assert isinstance(status, Running)
     assert status.since == T0 - HOUR
-    assert state.holds[a_key()].since == T0 - HOUR
+    assert state.holds[a_key()][a_run()].since == T0 - HOUR
 
 
 def test_a_run_that_is_being_stopped_was_neither_begun_nor_killed_later_than_now():
@@ -263,7 +263,7 @@ def test_leftovers_were_not_killed_later_than_now():
 
 
 def test_a_gpu_was_not_cleared_later_than_now():
-    hold = set_back(placed(), launched(), exited(at=T0 + 5)).holds[a_key()]
+    hold = set_back(placed(), launched(), exited(at=T0 + 5)).holds[a_key()][a_run()]
 
     assert (hold.since, hold.cleared_at) == (T0 - HOUR, T0 - HOUR)
 
@@ -285,7 +285,7 @@ def test_times_that_are_past_stay_as_they_are():
     state = after([*accepted(2), placed(), launched(), resumed(T0 + 86400)])
 
     assert state.runs[a_run()].status.since == T0
-    assert state.holds[a_key()].since == T0
+    assert state.holds[a_key()][a_run()].since == T0
 
 
 # --- another attempt
@@ -602,7 +602,7 @@ def test_leftovers_that_are_gone_free_the_gpu_also_when_their_job_is_not_settled
     apply(state, RunCleared(T0 + 3, a_run()))
 
     assert list(state.ended) == [a_run()]
-    assert state.holds[a_key()].cleared_at == T0 + 3
+    assert state.holds[a_key()][a_run()].cleared_at == T0 + 3
 
 
 def test_how_long_an_adopted_run_has_run_is_known_anew():

@@ -8,12 +8,11 @@ import pytest
 
 from smartsched.core.actions import Kill, Launch, Refresh, Terminate
 from smartsched.core.apply import apply
+from smartsched.core.capacity import offers
 from smartsched.core.decide import (
     UNKILLABLE_AFTER_SECONDS,
-    WAIT_FOR_ANOTHER_GPU_SECONDS,
     Decision,
     decide,
-    free_gpus,
 )
 from smartsched.core.events import (
     DrainRequested,
@@ -29,6 +28,7 @@ from smartsched.core.events import (
 )
 from smartsched.core.freeness import Free, Thresholds, Unknown
 from smartsched.core.model import Exited, GpuReading, SamplerTrouble
+from smartsched.core.planning import WAIT_FOR_ANOTHER_GPU_SECONDS
 from smartsched.core.selection import Selection, parse_ids
 from smartsched.core.standing import current_verdict, why_none_is_free, why_not, withheld_because
 from smartsched.core.state import FIRST_POSTPONE_SECONDS, State
@@ -500,7 +500,7 @@ def test_leftovers_that_even_a_kill_does_not_end_are_given_up():
 def test_leftovers_that_were_given_up_still_hold_their_gpu():
     state = a_state(a_sample(), events=KILLED, at=T0 + 1000)
 
-    assert not free_gpus(state, T0 + 1000)
+    assert not offers(state, T0 + 1000)
     assert withheld_because(state, a_key(), T0 + 1000) == (
         "processes that job 1 left behind cannot be killed"
     )

@@ -2,12 +2,13 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartsched.core.model import GpuKey, GpuSample, GpuUuid
+from smartsched.core.model import GpuKey, GpuReading, GpuSample, GpuUuid
 from smartsched.core.selection import (
     ByIndex,
     BySlot,
@@ -17,6 +18,7 @@ from smartsched.core.selection import (
     label,
     looks_like_ids,
     parse_ids,
+    visible_as,
 )
 from smartsched.errors import UsageError
 from tests.builders import HOST, a_sample, unreadable
@@ -171,3 +173,22 @@ def test_a_gpu_that_turns_up_later_is_judged_by_the_ids():
 def test_a_choice_is_checked_when_it_is_made():
     with pytest.raises(UsageError, match="there is no GPU 7"):
         Selection(parse_ids("7")).pinned([a_sample(0)])
+
+
+@pytest.mark.parametrize(
+    ("reading", "unreadable", "by", "visible"),
+    [
+        (a_sample(3), [], "index", "3"),
+        (a_sample(3), [], "uuid", "GPU-0003"),
+        (a_sample(3, slot=0), [], "index", "GPU-0003"),
+        (a_sample(3), [1], "index", "GPU-0003"),
+        (a_sample(3), [7], "index", "3"),
+        (a_sample(0), [1], "index", "0"),
+        (a_sample(1), [1], "index", "1"),
+    ],
+    ids=["index", "uuid", "MIG", "unreadable below", "above", "above the first", "its old index"],
+)
+def test_a_gpu_is_visible_by_index_unless_that_is_unsure(
+    reading: GpuReading, unreadable: list[int], by: Literal["index", "uuid"], visible: str
+):
+    assert visible_as(reading, unreadable, by) == visible

@@ -16,6 +16,7 @@ from smartsched.core.events import (
     LineRejected,
     RunCleared,
     RunKilled,
+    RunPlaced,
     RunPostponed,
     RunRevoked,
     RunStopping,
@@ -212,12 +213,23 @@ def test_a_job_may_start_before_an_earlier_one_that_has_to_wait():
     assert [job.id for job in state.queue] == [1, 3]
 
 
-def test_a_gpu_is_given_to_one_run_at_a_time():
-    state = after([*accepted(2), placed(job=1, gpu=0), launched(job=1)])
+def test_two_runs_on_one_gpu_are_held_and_released_each_by_itself():
+    state = after([*accepted(2), placed(job=1, gpu=0), launched(job=1), placed(job=2, gpu=0)])
+    apply(state, launched(job=2))
+    apply(state, exited(job=1, at=T0 + 5))
+
+    apply(state, replace(RELEASED, run=a_run(1)))
+
+    assert list(state.holds[a_key()]) == [a_run(2)]
+
+
+def test_a_run_is_not_given_one_gpu_twice():
+    state = after(accepted(1))
     before = deepcopy(state)
+    twice = Placement(a_placement(0).gpus * 2)
 
     with pytest.raises(IllegalTransitionError):
-        apply(state, placed(job=2, gpu=0))
+        apply(state, RunPlaced(T0, a_run(), twice))
 
     assert state == before
 
@@ -248,11 +260,11 @@ def test_each_status_holds_the_facts_of_its_state():
 
 
 def test_the_hold_on_a_gpu_follows_its_run():
-    assert after(STARTING).holds[a_key()].pid is None
-    assert after(RUNNING).holds[a_key()].pid == 77
-    assert after(LINGERING).holds[a_key()].cleared_at is None
-    assert after(ENDED).holds[a_key()].cleared_at == T0 + 10
-    assert after((*LINGERING_KILLED, CLEARED)).holds[a_key()].cleared_at == T0 + 20
+    assert after(STARTING).holds[a_key()][a_run()].pid is None
+    assert after(RUNNING).holds[a_key()][a_run()].pid == 77
+    assert after(LINGERING).holds[a_key()][a_run()].cleared_at is None
+    assert after(ENDED).holds[a_key()][a_run()].cleared_at == T0 + 10
+    assert after((*LINGERING_KILLED, CLEARED)).holds[a_key()][a_run()].cleared_at == T0 + 20
     assert after(FREED).holds == {}
 
 
@@ -270,8 +282,8 @@ def test_a_hold_remembers_what_was_unexplained_before_the_run():
 
     apply(state, replace(placed(), placement=placement))
 
-    assert state.holds[a_key()].unexplained_before_bytes == 3 * GIB
-    assert state.holds[a_key()].tag == "test/1/1"
+    assert state.holds[a_key()][a_run()].unexplained_before_bytes == 3 * GIB
+    assert state.holds[a_key()][a_run()].tag == "test/1/1"
 
 
 def test_a_postponed_job_is_queued_again_first_with_the_next_attempt():

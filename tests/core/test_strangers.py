@@ -38,7 +38,8 @@ OURS = a_process(77, gib=30, user="me")
 
 
 def use_of(gpu: GpuSample, hold: Hold | None = None, *, theirs: bool = False) -> StrangersUse:
-    return strangers_use(gpu, hold, Ignored(), unexplained_is_theirs=theirs)
+    holds = () if hold is None else (hold,)
+    return strangers_use(gpu, holds, Ignored(), unexplained_is_theirs=theirs)
 
 
 @pytest.mark.parametrize(

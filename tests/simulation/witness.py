@@ -124,7 +124,7 @@ class Witness:
         assert sorted(job.id for job in state.interrupted) == sorted(self.stopped())
 
     def a_gpu_has_one_run(self) -> None:
-        used = [run.gpu_index for run in self.box.living.values()]
+        used = [index for run in self.box.living.values() for index in run.gpu_indices]
         assert len(used) == len(set(used))
 
     def attempts_at_a_job_do_not_meet(self) -> None:
@@ -134,8 +134,8 @@ class Witness:
     def what_lives_is_known(self, state: State) -> None:
         assert self.box.living.keys() == state.runs.keys()
         for run in self.box.living.values():
-            hold = state.holds[run.launch.placement.gpus[0].key]
-            assert (hold.run, hold.pid) == (run.launch.run, run.pid)
+            for gpu in run.launch.placement.gpus:
+                assert state.holds[gpu.key][run.launch.run].pid == run.pid
 
     def what_should_end_is_gone_soon(self, state: State, now: float) -> None:
         for run in state.runs.values():

@@ -1,0 +1,191 @@
+"""What may still be given away: room on each GPU, and the user's caps on all of them together."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from smartsched.core.footprint import Meter, with_growth
+from smartsched.core.freeness import Busy, Free
+from smartsched.core.guard import closed
+from smartsched.core.model import GpuKey, GpuSample, PlacedGpu, RunKey, Timestamp
+from smartsched.core.needs import Need
+from smartsched.core.selection import label, visible_as
+from smartsched.core.standing import current_verdict
+from smartsched.core.state import State, position
+from smartsched.core.strangers import Hold, unexplained_before, unexplained_bytes
+
+# Of a GPU's memory, for what nobody foresees: fragmentation, page tables, a context that grows.
+MARGIN = 0.02
+# Together, of a GPU's time: two jobs that need less than that each run at nearly full speed.
+MOST_PERCENT = 125.0
+# How soon a GPU is asked for again that another dispatcher had claimed.
+ASK_AGAIN_SECONDS = 1.0
+_SECONDS_A_DAY = 86400.0
+_UNLIMITED = float("inf")
+
+
+@dataclass(slots=True)
+class Offer:
+    """A GPU on which another run of ours may be started, and how much of it is left."""
+
+    sample: GpuSample
+    visible: str
+    strangers_bytes: int
+    rank: tuple[int, int]  # by the user's preference
+    runs: int  # of ours there
+    usable_bytes: int  # of its memory, whoever uses it
+    left_bytes: int
+    percent: float  # of its time that runs of ours need
+    unexplained_bytes: int  # before any run of ours
+
+    @property
+    def key(self) -> GpuKey:
+        return self.sample.key
+
+    def take(self, need: Need) -> PlacedGpu:
+        """Give the need its part."""
+        reserved = self.part_of(need)
+        given = PlacedGpu(
+            self.key,
+            label(self.sample),
+            self.visible,
+            self.unexplained_bytes,
+            reserved,
+            need.percent,
+            self.strangers_bytes,
+        )
+        self.runs += 1
+        self.percent += need.percent
+        self.left_bytes -= self.usable_bytes if reserved is None else reserved
+        return given
+
+    def part_of(self, need: Need) -> int | None:
+        """The memory to be promised; None: all of it."""
+        if need.shares is None:
+            return need.memory_bytes
+        everything = self.usable_bytes - self.strangers_bytes
+        return int((1 - 2 * MARGIN) * everything / need.shares)
+
+
+def spoken_for(state: State, hold: Hold, gpu: GpuKey, usable_bytes: int, now: Timestamp) -> int:
+    """What a run of ours has of a GPU's memory, or was promised: the more of both."""
+    meter = state.meters.get(hold.run)
+    used = meter.used_bytes.get(gpu, 0) if meter is not None else 0
+    return max(used, _reserved(state, hold, meter, usable_bytes, now))
+
+
+def _reserved(
+    state: State, hold: Hold, meter: Meter | None, usable_bytes: int, now: Timestamp
+) -> int:
+    if hold.reserved_bytes is not None:
+        return hold.reserved_bytes
+    job = state.runs[hold.run].job if hold.run in state.runs else None
+    may_share = state.policy.packs_by_learning and job is not None and not job.alone
+    if may_share and meter is not None and meter.teaches and meter.has_ramped(now):
+        return with_growth(meter.peak_bytes)
+    return usable_bytes
+
+
+def offers(
+    state: State, now: Timestamp, released: Collection[tuple[GpuKey, RunKey]] = ()
+) -> list[Offer]:
+    """In the order in which they are given away: those without a run of ours first."""
+    shut = closed(state)
+    found = []
+    for key, watch in state.gpus.items():
+        holds = [hold for hold in state.holds_on(key) if (key, hold.run) not in released]
+        if key in shut or any(hold.cleared_at is not None for hold in holds):
+            continue
+        if not holds and is_refused(state, key, now):
+            continue
+        if holds and (len(holds) >= state.policy.most_per_gpu or watch.is_unattributed):
+            continue
+        sample, use = watch.latest, watch.use
+        verdict = current_verdict(state, watch, now)
+        ignores = state.policy.on_contention == "ignore" and bool(state.holds_on(key))
+        if not isinstance(verdict, Free) and not (ignores and isinstance(verdict, Busy)):
+            continue
+        assert isinstance(sample, GpuSample)
+        assert use is not None
+        found.append(_offer(state, sample, use.memory_bytes, holds, now))
+    return sorted(found, key=_order)
+
+
+def _order(offer: Offer) -> tuple[object, ...]:
+    return (offer.runs, offer.rank, offer.percent, position(offer.sample))
+
+
+def _offer(
+    state: State, sample: GpuSample, strangers_bytes: int, holds: list[Hold], now: Timestamp
+) -> Offer:
+    key = sample.key
+    out_of_reach = state.out_of_reach.get(key.host, frozenset())
+    usable = sample.memory_used_bytes + sample.memory_free_bytes
+    ours = sum(spoken_for(state, hold, key, usable, now) for hold in holds)
+    left = usable - int(MARGIN * usable) - strangers_bytes - ours
+    return Offer(
+        sample=sample,
+        visible=visible_as(sample, out_of_reach, state.policy.visible_by),
+        strangers_bytes=strangers_bytes,
+        rank=state.policy.preference.rank(sample, strangers_bytes),
+        runs=len(holds),
+        usable_bytes=usable,
+        left_bytes=left,
+        percent=sum(_percent(state, hold) for hold in holds),
+        unexplained_bytes=unexplained_before(holds) if holds else unexplained_bytes(sample),
+    )
+
+
+def _percent(state: State, hold: Hold) -> float:
+    meter = state.meters.get(hold.run)
+    seen = meter.utilization_percent if meter is not None else None
+    return hold.percent if seen is None else seen
+
+
+def is_refused(state: State, key: GpuKey, now: Timestamp) -> bool:
+    """Whether another dispatcher has claimed it, by all that was said lately."""
+    refusal = state.refused.get(key)
+    return refusal is not None and now < refusal.at + ASK_AGAIN_SECONDS
+
+
+@dataclass(slots=True)
+class Budget:
+    """How many more runs and GPUs the user's caps allow."""
+
+    runs: float
+    gpus: float  # on which there is no run of ours
+    gpuless: float
+    why: str  # what limits the GPUs, for people
+
+
+def budget_of(state: State, offered: Collection[Offer], now: Timestamp) -> Budget:
+    policy, at = state.policy, time_of_day(state, now)
+    most_jobs, most_gpus = policy.most_jobs.at(at), policy.most_gpus.at(at)
+    keep = policy.leave_free.at(at) or 0
+    ours, empty = len(state.holds), sum(1 for offer in offered if offer.runs == 0)
+    by_cap = _left(most_gpus, ours)
+    by_manners = max(0.0, empty - keep) if keep else _UNLIMITED
+    why = f"--max-gpus {most_gpus}" if by_cap <= by_manners else f"--leave-free {keep}"
+    gpuless = sum(1 for run in state.runs.values() if not run.status.placement.gpus)
+    return Budget(
+        runs=_left(most_jobs, len(state.runs)),
+        gpus=min(by_cap, by_manners),
+        gpuless=_left(policy.most_gpuless if most_jobs is None else None, gpuless),
+        why=why,
+    )
+
+
+def _left(most: int | None, so_far: int) -> float:
+    return _UNLIMITED if most is None else max(0, most - so_far)
+
+
+def time_of_day(state: State, now: Timestamp) -> float:
+    """Seconds since midnight by the clock on the wall."""
+    return (now + state.local_offset) % _SECONDS_A_DAY
+
+
+def caps_change_at(state: State, now: Timestamp) -> Timestamp:
+    """When one of the caps may be another than it is now."""
+    at = time_of_day(state, now)
+    caps = (state.policy.most_jobs, state.policy.most_gpus, state.policy.leave_free)
+    changes = [change for cap in caps if (change := cap.next_change(at)) is not None]
+    return now + min(changes) if changes else float("inf")

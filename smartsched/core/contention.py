@@ -1,0 +1,144 @@
+"""Other people come to a GPU where runs of ours are: who is there, and who of ours gives way.
+
+Giving way has to be faster than the newcomer's allocation, which begins a second or four after its
+process appears. What threatens is judged by the strangers alone: their use above the thresholds, or
+memory that runs out while they still grow.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from smartsched.core.freeness import Watch, culprits
+from smartsched.core.model import (
+    GpuKey,
+    GpuProcess,
+    GpuSample,
+    Run,
+    RunKey,
+    Running,
+    Timestamp,
+)
+from smartsched.core.standing import is_stale
+from smartsched.core.state import State
+
+# A stranger that came or grew so lately may be about to take more.
+_GROWS_FOR_SECONDS = 60.0
+# Of a GPU's memory, what a stranger that grows is to find free at any time.
+_KEPT_FREE = 0.15
+# Strangers on a GPU where we run are noticed within two seconds.
+LOOK_EVERY_SECONDS = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """A run of ours that gives way, and to whom."""
+
+    run: RunKey
+    who: str
+
+
+def who_gives_way(state: State, now: Timestamp) -> Iterator[Yield]:
+    """The runs to be stopped now. Those that are being stopped count as gone, so that nobody is
+    stopped twice for the same stranger."""
+    if state.policy.on_contention != "requeue":
+        return
+    chosen: set[RunKey] = set()
+    for gpu in state.holds:
+        watch = state.gpus.get(gpu)
+        if watch is None or is_stale(state, watch, now):
+            continue
+        for run in _too_many(state, gpu, watch, chosen, now):
+            chosen.add(run.key)
+            yield Yield(run.key, culprits(strangers_at(state, watch)))
+
+
+def strangers_at(state: State, watch: Watch) -> tuple[GpuProcess, ...]:
+    """Processes there that are no run's of this dispatcher, wherever it was to be."""
+    ours = f"{state.policy.run_id}/"
+    compute = watch.use.compute if watch.use is not None else ()
+    return tuple(p for p in compute if p.run_tag is None or not p.run_tag.startswith(ours))
+
+
+def _too_many(
+    state: State, gpu: GpuKey, watch: Watch, chosen: set[RunKey], now: Timestamp
+) -> list[Run]:
+    sample = watch.latest
+    if not isinstance(sample, GpuSample) or watch.is_unattributed:
+        return []
+    there = {process.pid for process in strangers_at(state, watch)}
+    if not there and not watch.is_partly_hidden:
+        return []
+    ours = [run for run in _runs_on(state, gpu) if run.key not in chosen]
+    if _is_crossed(watch):
+        return [run for run in ours if _is_news_to(run, watch, there)]
+    if now - watch.grown_at > _GROWS_FOR_SECONDS:
+        return []
+    return _to_make_room(state, gpu, sample, ours)
+
+
+def _runs_on(state: State, gpu: GpuKey) -> list[Run]:
+    """Youngest first."""
+    runs = (state.runs.get(hold.run) for hold in state.holds_on(gpu))
+    going = [run for run in runs if run is not None and isinstance(run.status, Running)]
+    return sorted(going, key=lambda run: -run.status.since)
+
+
+def _is_crossed(watch: Watch) -> bool:
+    """Whether strangers are above a threshold by the last sample."""
+    return any(
+        breach.at >= watch.taken_at and breach.test not in ("health", "compute mode")
+        for breach in watch.breaches.values()
+    )
+
+
+def _is_news_to(run: Run, watch: Watch, there: set[int]) -> bool:
+    """A run that was started beside somebody to whom another has given way already stays."""
+    return not there or any(
+        watch.strangers[pid] > run.status.since or pid not in watch.given_way_to for pid in there
+    )
+
+
+def _to_make_room(state: State, gpu: GpuKey, sample: GpuSample, ours: list[Run]) -> list[Run]:
+    """Youngest first, only as many as needed."""
+    usable = sample.memory_used_bytes + sample.memory_free_bytes
+    free = sample.memory_free_bytes
+    for hold in state.holds_on(gpu):
+        used = _used(state, hold.run, gpu)
+        if hold.run in {run.key for run in ours}:
+            free -= max(0, (hold.reserved_bytes or 0) - used)
+        else:
+            free += used
+    leaving = []
+    for run in ours:
+        if free >= _KEPT_FREE * usable:
+            break
+        free += max(_used(state, run.key, gpu), _reserved(state, run.key, gpu))
+        leaving.append(run)
+    return leaving
+
+
+def _used(state: State, run: RunKey, gpu: GpuKey) -> int:
+    meter = state.meters.get(run)
+    return meter.used_bytes.get(gpu, 0) if meter is not None else 0
+
+
+def _reserved(state: State, run: RunKey, gpu: GpuKey) -> int:
+    return state.holds[gpu][run].reserved_bytes or 0
+
+
+def look_again_at(state: State, gpu: GpuKey) -> Timestamp:
+    """When a GPU where runs of ours are has to be read again, though no sample is due yet."""
+    watch = state.gpus.get(gpu)
+    return float("inf") if watch is None else watch.taken_at + LOOK_EVERY_SECONDS
+
+
+def memory_allows_more_time(state: State, run: Run) -> bool:
+    """Whether a run that gives way may take its time to save its state."""
+    for gpu in run.status.placement.gpus:
+        watch = state.gpus.get(gpu.key)
+        if watch is None or not isinstance(watch.latest, GpuSample):
+            return False
+        usable = watch.latest.memory_used_bytes + watch.latest.memory_free_bytes
+        if watch.latest.memory_free_bytes < _KEPT_FREE * usable:
+            return False
+    return True

@@ -1,0 +1,73 @@
+"""Holds what is seen on the GPUs against the runs that were given them."""
+
+from smartsched.core.events import RunMeasured
+from smartsched.core.footprint import Meter
+from smartsched.core.freeness import Watch
+from smartsched.core.model import (
+    EndedRun,
+    GpuKey,
+    GpuProcess,
+    GpuSample,
+    RunKey,
+    Running,
+    Snapshot,
+    Stopping,
+    Timestamp,
+)
+from smartsched.core.shapes import shape_of
+from smartsched.core.state import State
+from smartsched.core.strangers import Hold
+
+
+def measure(state: State, gpu: GpuKey, watch: Watch) -> None:
+    """What each run of ours on this GPU uses of it, by the sample that has just been taken in."""
+    sample = watch.latest
+    living = [hold for hold in state.holds_on(gpu) if hold.cleared_at is None]
+    if not isinstance(sample, GpuSample) or watch.use is None:
+        return
+    for hold in living:
+        if not isinstance(state.runs[hold.run].status, Running | Stopping):
+            continue
+        meter = state.meters.setdefault(hold.run, Meter())
+        is_alone = len(state.holds_on(gpu)) == 1
+        meter.was_alone = meter.was_alone and is_alone
+        meter.is_blind = meter.is_blind or watch.is_unattributed
+        own = [process for process in sample.processes if hold.owns(process)]
+        used = sum(process.memory_bytes or 0 for process in own)
+        if is_alone:  # also what no process accounts for
+            used = max(used, watch.use.free_bytes - sample.memory_free_bytes)
+        percent = _percent(sample, own, is_alone=is_alone and not watch.use.compute)
+        meter.take_in(gpu, used, percent, watch.taken_at)
+
+
+def _percent(sample: GpuSample, own: list[GpuProcess], *, is_alone: bool) -> float | None:
+    known = [p.utilization_percent for p in own if p.utilization_percent is not None]
+    if own and len(known) == len(own):
+        return float(min(sum(known), 100))
+    return sample.utilization_percent if is_alone else None
+
+
+def measured_event(state: State, ended: EndedRun, now: Timestamp) -> RunMeasured | None:
+    """What a run that ended well teaches; None: nothing, or it has taught it already."""
+    meter = state.meters.get(ended.key)
+    if meter is None or not meter.teaches or not ended.placement.gpus:
+        return None
+    shape = shape_of(ended.job.spec.command)
+    percent = meter.utilization_percent
+    return RunMeasured(now, ended.key, shape, meter.peak_bytes, percent, ended.seconds)
+
+
+def find_strays(state: State, snapshot: Snapshot) -> None:
+    """Processes of ours on GPUs that their runs were not given."""
+    holds = {hold.run: hold for held in state.holds.values() for hold in held.values()}
+    living = [hold for hold in holds.values() if hold.run in state.meters]
+    for reading in snapshot.gpus if living else ():
+        if isinstance(reading, GpuSample):
+            for process in reading.processes:
+                run = _owner(process, living)
+                if run is not None and run not in state.holds.get(reading.key, {}):
+                    state.meters[run].elsewhere.setdefault(reading.key, snapshot.taken_at)
+
+
+def _owner(process: GpuProcess, holds: list[Hold]) -> RunKey | None:
+    return next((hold.run for hold in holds if hold.owns(process)), None)

@@ -1,0 +1,83 @@
+"""What a job needs of a GPU: as the user said, as its siblings used, or as it turned out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from smartsched.core.footprint import CONTEXT_BYTES, Footprint, Meter, with_growth
+from smartsched.core.model import Job, Running, Timestamp
+from smartsched.core.shapes import shape_of
+from smartsched.core.state import State
+
+# Beyond what siblings held that have ended: runs of one shape differ by a few percent.
+_BEYOND_ENDED = 1.10
+UNKNOWN_PERCENT = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    gpus: int
+    memory_bytes: int | None  # on each of them; None: nobody knows, so it gets them for itself
+    asked_bytes: int | None  # of these, what the user said; None: nothing
+    percent: float  # of each of them that it will keep busy
+    seconds: float | None  # at the longest, by its siblings; None: nobody knows
+    shares: int | None = None  # so many jobs are to share a GPU, whatever they use; None: not so
+
+
+def need_of(state: State, job: Job, now: Timestamp) -> Need:
+    policy, wishes = state.policy, job.spec.wishes
+    gpus = policy.gpus_per_job if wishes.gpus is None else wishes.gpus
+    known = footprint_of(state, job)
+    seconds = known.longest_seconds if known is not None else None
+    percent = _percent(state, job, known)
+    asked = wishes.memory_bytes
+    if asked is None and isinstance(policy.job_memory, int):
+        asked = policy.job_memory
+    if job.alone:
+        return Need(gpus, None, asked, UNKNOWN_PERCENT, seconds)
+    wanted = asked
+    if wanted is None and policy.packs_by_learning:
+        wanted = learned_bytes(state, job, now)
+    if job.needs_bytes is not None:
+        wanted = max(job.needs_bytes, wanted or 0)
+    shares = policy.most_per_gpu if wanted is None and policy.shares_evenly else None
+    return Need(gpus, wanted, asked, percent, seconds, shares)
+
+
+def footprint_of(state: State, job: Job) -> Footprint | None:
+    return state.footprints.get(shape_of(job.spec.command))
+
+
+def _percent(state: State, job: Job, known: Footprint | None) -> float:
+    if job.spec.wishes.utilization_percent is not None:
+        return job.spec.wishes.utilization_percent
+    if state.policy.job_utilization_percent is not None:
+        return state.policy.job_utilization_percent
+    if known is not None and known.utilization_percent is not None:
+        return known.utilization_percent
+    running = [p for meter in _siblings(state, job) if (p := meter.utilization_percent) is not None]
+    return max(running, default=UNKNOWN_PERCENT)
+
+
+def learned_bytes(state: State, job: Job, now: Timestamp) -> int | None:
+    """What its siblings had, and some more; None: the first of its shape has not shown it yet."""
+    known = footprint_of(state, job)
+    running = _running_peak(state, job, now)
+    if known is not None:
+        return round(max(known.peak_bytes * _BEYOND_ENDED, running)) + CONTEXT_BYTES // 2
+    return None if running == 0 else with_growth(running)
+
+
+def _running_peak(state: State, job: Job, now: Timestamp) -> int:
+    siblings = (m for m in _siblings(state, job) if m.teaches and m.has_ramped(now))
+    return max((meter.peak_bytes for meter in siblings), default=0)
+
+
+def _siblings(state: State, job: Job) -> Iterator[Meter]:
+    """Of runs of its shape that go on."""
+    shape = shape_of(job.spec.command)
+    for key, run in state.runs.items():
+        meter = state.meters.get(key)
+        if meter is None or not isinstance(run.status, Running):
+            continue
+        if shape_of(run.job.spec.command) == shape:
+            yield meter
