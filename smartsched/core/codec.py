@@ -14,8 +14,9 @@ GPU: uuid, index, slot (null: a whole card), name, and either `unreadable` (why)
 memory_total_bytes, memory_used_bytes, memory_free_bytes, utilization_percent (null: not reported),
 utilization_history (null: none kept; else pairs of age in seconds and percent, new since the last
 line), compute_mode ("default", "exclusive", "prohibited"), ailment (null: healthy) and processes:
-pid, kind ("compute", "graphics"), memory_bytes, user, command, run_tag, session (null: unknown) and
-ancestors (pids). Readers ignore fields they do not know; an incompatible change is a new version.
+pid, kind ("compute", "graphics"), memory_bytes, utilization_percent (null or missing: unknown),
+user, command, run_tag, session (null: unknown) and ancestors (pids). Readers ignore fields they do
+not know; an incompatible change is a new version.
 """
 
 import json
@@ -97,6 +98,7 @@ def _encode_process(process: GpuProcess) -> dict[str, object]:
         "run_tag": process.run_tag,
         "session": process.session,
         "ancestors": list(process.ancestors),
+        "utilization_percent": process.utilization_percent,
     }
 
 
@@ -175,6 +177,7 @@ def _decode_process(fields: Fields) -> GpuProcess:
         run_tag=_optional(fields, "run_tag", _text),
         session=_optional(fields, "session", _count),
         ancestors=tuple(pid for pid in _list(fields, "ancestors") if isinstance(pid, int)),
+        utilization_percent=_optional(fields, "utilization_percent", _percent),
     )
 
 
@@ -207,6 +210,13 @@ def _text(fields: Fields, name: str) -> str:
 def _count(fields: Fields, name: str) -> int:
     value = _typed(fields, name, int)
     if not 0 <= value < 2**63 or isinstance(value, bool):
+        raise BadSnapshotError(f"{name} is {value!r}")
+    return value
+
+
+def _percent(fields: Fields, name: str) -> int:
+    value = _count(fields, name)
+    if value > 100:
         raise BadSnapshotError(f"{name} is {value!r}")
     return value
 

@@ -42,6 +42,7 @@ processes = st.builds(
     run_tag=st.none() | texts,
     session=st.none() | pids,
     ancestors=st.lists(pids, max_size=4).map(tuple),
+    utilization_percent=st.none() | st.integers(0, 100),
 )
 points = st.builds(
     UtilizationPoint,
@@ -158,6 +159,7 @@ OPTIONAL = [
     (*PROCESS, "command"),
     (*PROCESS, "run_tag"),
     (*PROCESS, "session"),
+    (*PROCESS, "utilization_percent"),
 ]
 
 
@@ -218,6 +220,21 @@ def test_a_recording_of_version_1_reads_for_ever():
     assert read(line) == a_snapshot(a_sample(0), unreadable(1))
 
 
+def test_a_recording_from_before_the_usage_by_process_reads_for_ever():
+    line = (
+        '{"smartsched_sample":1,"time":1700000000.5,"monotonic_s":7.5,"host":"box","whole":true,'
+        '"gpus":[{"uuid":"GPU-0000","index":0,"slot":null,"name":"Test GPU",'
+        '"memory_total_bytes":107374182400,"memory_used_bytes":0,"memory_free_bytes":107374182400,'
+        '"utilization_percent":0,"utilization_history":null,"compute_mode":"default",'
+        '"ailment":null,"processes":[{"pid":500,"kind":"compute","memory_bytes":1073741824,'
+        '"user":"alice","command":"python train.py","run_tag":null,"session":500,'
+        '"ancestors":[1]}]}]}'
+    )
+    process = GpuProcess(500, "compute", 2**30, "alice", "python train.py", None, 500, (1,), None)
+
+    assert read(line) == a_snapshot(a_sample(0, processes=(process,)))
+
+
 def test_fields_of_a_later_writer_are_ignored():
     record = whole_record()
     record["new"] = record["gpus"][0]["new"] = record["gpus"][0]["processes"][0]["new"] = [1]
@@ -261,6 +278,7 @@ def test_a_missing_field_is_told(path: tuple[str | int, ...]):
         ((*GPU, "unreadable"), 7),
         ((*PROCESS, "kind"), "other"),
         ((*PROCESS, "pid"), True),
+        ((*PROCESS, "utilization_percent"), 101),
         (("trouble",), None),
         (("smartsched_sample",), 2),
         (("smartsched_sample",), "1"),
