@@ -107,6 +107,10 @@ class StubGpu:
     bus: int = -1
     """-1: the index plus 1."""
     persistence: int = 1
+    process_samples: Sequence[tuple[int, float, int]] | None = None
+    """Instead of what the processes themselves use: (pid, Unix seconds, percent) of each sample."""
+    no_process_samples: int = 6
+    """Answered where there are none: 6, not found, or 0, success; -1: not supported."""
 
     def __post_init__(self) -> None:
         """Fill in the UUID."""
@@ -134,6 +138,8 @@ class GpuChanges(TypedDict, total=False):
     mig: int
     bus: int
     persistence: int
+    process_samples: Sequence[tuple[int, float, int]] | None
+    no_process_samples: int
 
 
 @dataclass
@@ -256,17 +262,21 @@ class StubMachine:
         kind: str = "compute",
         mem_visible: bool = True,
         shown_pid: int | None = None,
+        util_percent: int | None = None,
     ) -> None:
         """Register a live process on a GPU (index) or a device (UUID); it is gone when it dies.
 
-        `mem_visible=False` makes the driver answer no memory for it, `shown_pid` another pid, as
-        in a container.
+        Registering it again changes it. `mem_visible=False` makes the driver answer no memory for
+        it, `shown_pid` another pid, as in a container. `util_percent` is what each of the driver's
+        samples credits to it; None: the driver says nothing of it.
         """
         with self._lock:
             uuid = self._gpus[gpu].uuid if isinstance(gpu, int) else gpu
         line = f"pid={pid} gpu={uuid} mem={mem_bytes} kind={kind} mem_visible={int(mem_visible)}"
         if shown_pid is not None:
             line += f" shown_pid={shown_pid}"
+        if util_percent is not None:
+            line += f" util={util_percent}"
         self._replace(self.directory / "procs" / f"stranger-{pid}-{uuid}", line + "\n")
 
     def remove_stranger(self, pid: int) -> None:
@@ -365,8 +375,14 @@ def _gpu_line(gpu: StubGpu) -> str:
         "mig": gpu.mig,
         "bus": gpu.bus,
         "persistence": gpu.persistence,
+        "no_process_samples": gpu.no_process_samples,
         **_history_words(gpu),
     }
+    if gpu.process_samples:
+        words["process_samples"] = ",".join(
+            f"{pid}:{round(seconds * 1e6)}:{percent}"
+            for pid, seconds, percent in gpu.process_samples
+        )
     return _line("gpu", words)
 
 

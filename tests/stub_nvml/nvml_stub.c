@@ -49,8 +49,9 @@ enum {
 struct gpu {
     long long index, total, used, reserved, util, error, handle_error, compute_mode, recovery;
     long long remap_failure, clock_reasons, history_util, mig, bus, persistence;
+    long long no_process_samples; /* the answer where there are none; -1: not supported */
     double history, history_from;
-    char uuid[WORD], name[WORD], history_at[2048];
+    char uuid[WORD], name[WORD], history_at[2048], process_samples[2048];
 };
 
 struct mig {
@@ -80,7 +81,7 @@ struct target { /* mig is NULL for a whole GPU; gpu is the parent of an instance
 };
 
 struct process {
-    long long pid, shown_pid, mem, mem_visible, start;
+    long long pid, shown_pid, mem, mem_visible, start, util;
     char gpu[WORD], kind[WORD];
     const struct mig *mig;
 };
@@ -92,6 +93,7 @@ struct utilization { unsigned gpu, memory; };
 union value { double d; unsigned ui; unsigned long long ull; };
 struct sample { unsigned long long at; union value value; };
 struct process_info { unsigned pid; unsigned long long mem; unsigned gi, ci; };
+struct process_sample { unsigned pid; unsigned long long at; unsigned sm, memory, encoder, decoder; };
 struct pci_info {
     char legacy[16];
     unsigned domain, bus, device, device_id, subsystem_id;
@@ -162,7 +164,8 @@ static const struct field GPU_FIELDS[] = {
     FIELD(gpu, remap_failure, INTEGER), FIELD(gpu, clock_reasons, INTEGER),
     FIELD(gpu, history, REAL), FIELD(gpu, history_util, INTEGER), FIELD(gpu, history_at, TEXT),
     FIELD(gpu, history_from, REAL), FIELD(gpu, mig, INTEGER), FIELD(gpu, bus, INTEGER),
-    FIELD(gpu, persistence, INTEGER)};
+    FIELD(gpu, persistence, INTEGER), FIELD(gpu, process_samples, TEXT),
+    FIELD(gpu, no_process_samples, INTEGER)};
 static const struct field MIG_FIELDS[] = {
     FIELD(mig, parent, INTEGER), FIELD(mig, slot, INTEGER), FIELD(mig, uuid, TEXT),
     FIELD(mig, name, TEXT), FIELD(mig, total, INTEGER), FIELD(mig, used, INTEGER),
@@ -173,7 +176,8 @@ static const struct field HANG_FIELDS[] = {FIELD(fault, gpu, TEXT), FIELD(fault,
 static const struct field PROCESS_FIELDS[] = {
     FIELD(process, pid, INTEGER), FIELD(process, gpu, TEXT), FIELD(process, mem, INTEGER),
     FIELD(process, kind, TEXT), FIELD(process, mem_visible, INTEGER),
-    FIELD(process, shown_pid, INTEGER), FIELD(process, start, INTEGER)};
+    FIELD(process, shown_pid, INTEGER), FIELD(process, start, INTEGER),
+    FIELD(process, util, INTEGER)};
 
 static void copy_text(char *into, size_t size, const char *text)
 {
@@ -255,7 +259,7 @@ static void read_gpu(struct state *state, char *words)
     if (state->gpu_count++ == MAX_GPUS)
         misspelt("more than %d GPUs", MAX_GPUS);
     *gpu = (struct gpu){.index = -1, .total = 85899345920LL, .history = 20, .bus = -1,
-                        .persistence = 1, .name = "Stub_A100"};
+                        .persistence = 1, .no_process_samples = NOT_FOUND, .name = "Stub_A100"};
     read_fields(words, GPU_FIELDS, LENGTH(GPU_FIELDS), gpu);
     if (gpu->index < 0 || gpu->uuid[0] == '\0')
         misspelt("a gpu line needs index and uuid");
@@ -612,7 +616,7 @@ static bool read_process(const char *name, struct process *process)
     if (!found)
         misspelt("empty file procs/%s", name);
     *process = (struct process){.pid = -1, .shown_pid = -1, .start = -1, .mem_visible = 1,
-                                .kind = "compute"};
+                                .util = -1, .kind = "compute"};
     read_fields(line, PROCESS_FIELDS, LENGTH(PROCESS_FIELDS), process);
     if (process->pid < 0 || process->gpu[0] == '\0')
         misspelt("procs/%s needs pid and gpu", name);
@@ -708,15 +712,6 @@ PROCESS_LIST(nvmlDeviceGetComputeRunningProcesses_v3, "compute")
 PROCESS_LIST(nvmlDeviceGetGraphicsRunningProcesses_v3, "graphics")
 PROCESS_LIST(nvmlDeviceGetMPSComputeRunningProcesses_v3, "mps")
 #endif
-
-int nvmlDeviceGetProcessUtilization(void *handle, void *samples, unsigned *count,
-                                    unsigned long long last_seen)
-{
-    ENTER(handle);
-    (void)samples, (void)last_seen;
-    *count = 0;
-    return NOT_FOUND;
-}
 
 /* ---- Library and system ---- */
 
@@ -1047,6 +1042,83 @@ int nvmlDeviceGetSamples(void *handle, int type, unsigned long long last, int *v
         memcpy(into, samples, found * sizeof *into);
     }
     *count = found;
+    return SUCCESS;
+}
+
+/* The driver credits its samples, here one every sixth of a second, to processes. */
+static unsigned long long newest_tick(void)
+{
+    const unsigned long long now = (unsigned long long)(unix_seconds() * 1e6);
+
+    return now * 6 / 1000000 * 1000000 / 6;
+}
+
+static int add_process_sample(struct process_sample *samples, int count, long long pid,
+                              unsigned long long at, long long percent)
+{
+    if (count == MAX_SAMPLES)
+        misspelt("more than %d samples", MAX_SAMPLES);
+    samples[count] = (struct process_sample){(unsigned)pid, at, (unsigned)percent, 0, 0, 0};
+    return count + 1;
+}
+
+static int samples_of_live(const struct state *state, const struct target *target,
+                           unsigned long long last, struct process_sample *samples)
+{
+    const unsigned long long tick = newest_tick();
+    struct process *live;
+    const unsigned all = live_processes(state, target, &live);
+    int count = 0;
+
+    for (unsigned i = 0; i < all; i++)
+        if (live[i].util >= 0 && tick > last)
+            count = add_process_sample(samples, count,
+                                       live[i].shown_pid >= 0 ? live[i].shown_pid : live[i].pid,
+                                       tick, live[i].util);
+    free(live);
+    return count;
+}
+
+static int listed_process_samples(const struct gpu *gpu, unsigned long long last,
+                                  struct process_sample *samples)
+{
+    char list[sizeof gpu->process_samples];
+    char *rest = NULL;
+    int count = 0;
+
+    strcpy(list, gpu->process_samples);
+    for (char *entry = strtok_r(list, ",", &rest); entry; entry = strtok_r(NULL, ",", &rest)) {
+        long long pid, percent;
+        unsigned long long at;
+        char more;
+
+        if (sscanf(entry, "%lld:%llu:%lld%c", &pid, &at, &percent, &more) != 3)
+            misspelt("process_samples takes PID:MICROSECONDS:PERCENT, found %s", entry);
+        if (at > last)
+            count = add_process_sample(samples, count, pid, at, percent);
+    }
+    return count;
+}
+
+int nvmlDeviceGetProcessUtilization(void *handle, struct process_sample *into, unsigned *count,
+                                    unsigned long long last)
+{
+    ENTER(handle);
+    struct process_sample samples[MAX_SAMPLES];
+    const unsigned room = into ? *count : 0;
+    unsigned found;
+
+    if (!has_utilisation(&target) || target.gpu->no_process_samples < 0)
+        return NOT_SUPPORTED;
+    found = (unsigned)(target.gpu->process_samples[0]
+                           ? listed_process_samples(target.gpu, last, samples)
+                           : samples_of_live(&state, &target, last, samples));
+    *count = found;
+    if (found == 0)
+        return (int)target.gpu->no_process_samples;
+    if (found > room)
+        return INSUFFICIENT_SIZE;
+    memcpy(into, samples, found * sizeof *into);
     return SUCCESS;
 }
 

@@ -52,6 +52,10 @@ def samples(handle, since=0):
     return found if isinstance(found, str) else [
         [sample.timeStamp, sample.sampleValue.uiVal] for sample in found[1]
     ]
+
+def shares(handle, since=0):
+    found = attempt(n.nvmlDeviceGetProcessUtilization, handle, since)
+    return found if isinstance(found, str) else [[s.pid, s.timeStamp, s.smUtil] for s in found]
 """
 INIT = """
 n.nvmlInit()
@@ -294,6 +298,42 @@ say([[[p.pid, p.usedGpuMemory, p.gpuInstanceId] for p in found] for found in lis
         3 * GIB,
         4 * GIB,
     ]
+
+
+def test_a_process_is_credited_with_its_share_of_every_sample(machine: StubMachine) -> None:
+    with stranger_process() as one, stranger_process() as two, stranger_process() as three:
+        machine.add_stranger(0, GIB, one.pid, util_percent=70)
+        machine.add_stranger(0, GIB, two.pid, util_percent=0, shown_pid=77)
+        machine.add_stranger(0, GIB, three.pid)
+
+        before = time.time() * 1e6
+        first, again = ask(
+            machine,
+            INIT + "found = shares(first)\nsay([found, shares(first, int(time.time() * 1e6))])",
+        )
+
+    assert sorted((pid, percent) for pid, _, percent in first) == sorted([(one.pid, 70), (77, 0)])
+    assert all(before - 1e6 < at <= time.time() * 1e6 for _, at, _ in first)
+    assert again == "error 6"
+
+
+def test_samples_of_processes_may_be_whatever_a_test_wants(machine: StubMachine) -> None:
+    machine.set(0, process_samples=[(4, 10.5, 37100), (5, 9.0, 1)])
+
+    said = ask(
+        machine, INIT + "say([shares(first), shares(first, 9000000), shares(first, 10500000)])"
+    )
+
+    assert said == [[[4, 10500000, 37100], [5, 9000000, 1]], [[4, 10500000, 37100]], "error 6"]
+
+
+@pytest.mark.parametrize(("answer", "error"), [(6, "error 6"), (0, "error 0"), (-1, "error 3")])
+def test_without_a_sample_of_a_process_the_driver_says_so(
+    machine: StubMachine, answer: int, error: str
+) -> None:
+    machine.set(0, no_process_samples=answer)
+
+    assert ask(machine, INIT + "say(shares(first))") == error
 
 
 def test_a_buffer_that_is_too_small_is_told_the_needed_size(machine: StubMachine) -> None:
@@ -656,6 +696,21 @@ def test_a_training_job_is_seen_while_it_runs_and_gone_after(
         ("start", machine.gpu(0).uuid, str(job.pid)),
         ("end", machine.gpu(0).uuid, str(job.pid)),
     ]
+
+
+def test_a_training_job_may_be_credited_with_work(
+    machine: StubMachine, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    options = ("--util", 42, "--until", gate, "--log", log)
+
+    job = start(train_command(*options), machine.env | {"CUDA_VISIBLE_DEVICES": "0"})
+    wait_until(lambda: words_of(log) == ["start"])
+    [[pid, _, percent]] = ask(machine, INIT + "say(shares(first))")
+    gate.touch()
+
+    assert (pid, percent) == (job.pid, 42)
+    assert job.wait(timeout=PATIENCE_SECONDS) == 0
 
 
 def test_killing_a_training_job_frees_its_memory(

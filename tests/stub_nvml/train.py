@@ -15,6 +15,7 @@ that are already loaded at start or cheap to load are imported, and no argparse.
     --log FILE               appends lines `start|end|term NAME UUIDS PID MONOTONIC`, UUIDS with
                              commas or `-` for a job without a GPU
     --kind compute|graphics|mps
+    --util PERCENT           what the driver says it uses of each GPU (the driver says nothing)
     --ignore-term            survives SIGTERM, logs `term`
     --term-exit CODE         on SIGTERM logs `term`, unregisters and exits so
     --linger-mem S           leaves a child behind that holds the memory S seconds longer
@@ -43,6 +44,7 @@ class Options:
     id = str(os.getpid())
     log: str | None = None
     kind = "compute"
+    util: int | None = None
     ignore_term = False
     term_exit: int | None = None
     linger_mem: float | None = None
@@ -55,6 +57,7 @@ NUMBERS = {
     "mem": int,
     "seconds": float,
     "exit": int,
+    "util": int,
     "term_exit": int,
     "linger_mem": float,
     "assert_max_used": int,
@@ -133,12 +136,13 @@ class Job:
         """Written elsewhere and renamed: the driver must never see half a line."""
         waiting = self.directory + "/tmp"
         os.makedirs(waiting, exist_ok=True)
+        util = "" if self.options.util is None else f" util={self.options.util}"
         for uuid in self.uuids:
             name = f"{pid}-{uuid}"
             with open(f"{waiting}/{name}", "w") as file:
                 file.write(
                     f"pid={pid} gpu={uuid} mem={self.options.mem}"
-                    f" kind={self.options.kind} start={stat_of(pid)[19]}\n"
+                    f" kind={self.options.kind} start={stat_of(pid)[19]}{util}\n"
                 )
             os.rename(f"{waiting}/{name}", f"{self.directory}/procs/{name}")
 
