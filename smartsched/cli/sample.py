@@ -68,11 +68,13 @@ def _driver() -> Read:
     from smartsched.cli.host import this_host
     from smartsched.core.model import Snapshot
     from smartsched.edges import nvml
+    from smartsched.edges.nvml_processes import ProcessReader
     from smartsched.edges.who import Register
 
     people = Register()
     host = this_host()
-    reader = nvml.NvmlReader(nvml.load(), host, people.describe)
+    driver = nvml.load()
+    reader = nvml.NvmlReader(driver, host, ProcessReader(driver, people.describe))
 
     def read(only: Collection[str] | None) -> Observation:
         snapshot = Snapshot(host, 0.0, reader.read(only), whole=only is None)

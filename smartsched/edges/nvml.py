@@ -6,9 +6,9 @@ upgrade of the driver only a fresh process gets on with it again.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from smartsched.core.model import (
     UNREAD,
@@ -25,14 +25,12 @@ from smartsched.core.model import (
 from smartsched.errors import DriverError
 
 T = TypeVar("T")
-Kind: TypeAlias = Literal["compute", "graphics"]
-Describe: TypeAlias = Callable[[int, Kind, int | None], GpuProcess]
 
 _COMPUTE_MODES: dict[int, ComputeMode] = {2: "prohibited", 3: "exclusive"}
 _RECOVERY_ACTION_FIELD = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, nvml.h 12.8
 _RECOVERY_ACTIONS = {1: "a reset", 2: "a reboot", 3: "to be drained", 4: "to be drained and reset"}
 _HEALTH_EVERY_SECONDS = 30.0
-_RACE_RETRIES = 3
+_RECENT_SECONDS = 2.0
 _RESET_REQUIRED = 16  # NVML_ERROR_RESET_REQUIRED, which older bindings do not name
 
 
@@ -71,12 +69,46 @@ def _why_no_driver(nvml: Any, error: Any) -> str:
             return f"the NVIDIA driver does not answer properly ({error})"
 
 
+class _Questions:
+    """To one GPU."""
+
+    def __init__(self, nvml: Any) -> None:
+        self._nvml = nvml
+        self._never = (nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        self._unsupported: set[str] = set()
+
+    def ask(self, name: str, question: Callable[[], T]) -> T | None:
+        """The answer, or None where the driver will never give one for this GPU."""
+        if name in self._unsupported:
+            return None
+        try:
+            return question()
+        except self._nvml.NVMLError as error:
+            if error.value not in self._never:
+                raise
+            self._unsupported.add(name)
+            return None
+
+    def ask_gently(self, name: str, question: Callable[[], T]) -> T | None:
+        """Likewise, and None as well where it fails this once: what is asked is good to know, and
+        no reason to give up on the GPU."""
+        try:
+            return self.ask(name, question)
+        except self._nvml.NVMLError as error:
+            if error.value in (self._nvml.NVML_ERROR_GPU_IS_LOST, _RESET_REQUIRED):
+                raise
+            return None
+
+    def will_never_say(self, name: str) -> bool:
+        return name in self._unsupported
+
+
 @dataclass(slots=True)
 class _Card:
     """What we remember of a GPU between samples."""
 
-    name: str
-    unsupported: set[str] = field(default_factory=set)  # questions it will never answer
+    questions: _Questions
+    name: str = "GPU"
     history_seen: int = 0  # the driver's own timestamp
     ailment: str | None = None
     health_due_at: float = 0.0
@@ -88,13 +120,22 @@ class _Place:
     slot: int | None
 
 
+class Processes(Protocol):
+    """Who reads the processes of a GPU."""
+
+    def read(
+        self, handle: Any, uuid: str, gpu: _Questions, *, busy: bool, is_slice: bool
+    ) -> tuple[GpuProcess, ...]:
+        """`busy`: it did something lately, or does not say. Raises what the driver answers."""
+
+
 class NvmlReader:
     """Reads GPUs through an initialised pynvml."""
 
-    def __init__(self, nvml: Any, host: HostName, describe: Describe) -> None:
+    def __init__(self, nvml: Any, host: HostName, processes: Processes) -> None:
         self._nvml = nvml
         self._host = host
-        self._describe = describe
+        self._processes = processes
         self._cards: dict[str, _Card] = {}
         self._uuid_at: dict[int, str] = {}
 
@@ -124,8 +165,8 @@ class NvmlReader:
             yield self._read_one(handle, uuid, _Place(index, None))
 
     def _is_in_mig_mode(self, handle: Any, uuid: str) -> bool:
-        card = self._cards.setdefault(uuid, _Card("GPU"))
-        modes = self._ask(card, "mig mode", lambda: self._nvml.nvmlDeviceGetMigMode(handle))
+        card = self._card(uuid)
+        modes = card.questions.ask("mig mode", lambda: self._nvml.nvmlDeviceGetMigMode(handle))
         return modes is not None and modes[0] == 1
 
     def _instances(
@@ -152,10 +193,12 @@ class NvmlReader:
             yield GpuUnreadable(key, index, None, self._cards[card_uuid].name, why)
 
     def _read_one(self, handle: Any, uuid: str, place: _Place) -> GpuReading:
-        card = self._cards.setdefault(uuid, _Card("GPU"))
+        card = self._card(uuid)
         try:
             if card.name == "GPU":
-                name = self._ask_gently(card, "name", partial(self._nvml.nvmlDeviceGetName, handle))
+                name = card.questions.ask_gently(
+                    "name", partial(self._nvml.nvmlDeviceGetName, handle)
+                )
                 card.name = _text(name or card.name)
             return self._sample(handle, uuid, place, card)
         except self._nvml.NVMLError as error:
@@ -166,12 +209,23 @@ class NvmlReader:
         key = GpuKey(self._host, GpuUuid(uuid))
         return GpuUnreadable(key, place.index, place.slot, name, f"the driver says: {error}")
 
+    def _card(self, uuid: str) -> _Card:
+        return self._cards.setdefault(uuid, _Card(_Questions(self._nvml)))
+
     def _sample(self, handle: Any, uuid: str, place: _Place, card: _Card) -> GpuSample:
-        processes = self._processes(handle, card)
-        total, used, free = self._memory(handle, card, processes)
-        rates = self._ask(
-            card, "utilisation", lambda: self._nvml.nvmlDeviceGetUtilizationRates(handle)
+        rates = card.questions.ask(
+            "utilisation", lambda: self._nvml.nvmlDeviceGetUtilizationRates(handle)
         )
+        utilization = None if rates is None else int(rates.gpu)
+        history = self._history(handle, card)
+        processes = self._processes.read(
+            handle,
+            uuid,
+            card.questions,
+            busy=_is_busy(utilization, history),
+            is_slice=place.slot is not None,
+        )
+        total, used, free = self._memory(handle, card, processes)
         return GpuSample(
             key=GpuKey(self._host, GpuUuid(uuid)),
             index=place.index,
@@ -180,48 +234,22 @@ class NvmlReader:
             memory_total_bytes=total,
             memory_used_bytes=used,
             memory_free_bytes=free,
-            utilization_percent=None if rates is None else int(rates.gpu),
-            utilization_history=self._history(handle, card),
+            utilization_percent=utilization,
+            utilization_history=history,
             compute_mode=self._compute_mode(handle, card),
             ailment=self._ailment(handle, card),
             processes=processes,
         )
-
-    def _ask(self, card: _Card, name: str, question: Callable[[], T]) -> T | None:
-        """The answer, or None where the driver will never give one for this GPU."""
-        if name in card.unsupported:
-            return None
-        try:
-            return question()
-        except self._nvml.NVMLError as error:
-            if error.value not in self._never():
-                raise
-            card.unsupported.add(name)
-            return None
-
-    def _ask_gently(self, card: _Card, name: str, question: Callable[[], T]) -> T | None:
-        """Likewise, and None as well where it fails this once: what is asked is good to know, and
-        no reason to give up on the GPU."""
-        try:
-            return self._ask(card, name, question)
-        except self._nvml.NVMLError as error:
-            if error.value in (self._nvml.NVML_ERROR_GPU_IS_LOST, _RESET_REQUIRED):
-                raise
-            return None
-
-    def _never(self) -> tuple[int, int]:
-        return (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND)
 
     def _memory(
         self, handle: Any, card: _Card, processes: Iterable[GpuProcess]
     ) -> tuple[int, int, int]:
         """Total, used without what the driver reserves for itself, and free, in bytes."""
         nvml = self._nvml
-        memory = self._ask(
-            card,
+        memory = card.questions.ask(
             "memory v2",
             lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2),
-        ) or self._ask(card, "memory", lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+        ) or card.questions.ask("memory", lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
         if memory is not None and memory.total:
             return int(memory.total), int(memory.used), int(memory.free)
         # GB10 and the like share the system's memory and report none of their own
@@ -230,38 +258,6 @@ class NvmlReader:
         system = psutil.virtual_memory()
         used = sum(process.memory_bytes or 0 for process in processes)
         return system.total, used, system.available
-
-    def _processes(self, handle: Any, card: _Card) -> tuple[GpuProcess, ...]:
-        found: dict[int, tuple[Kind, int | None]] = {}
-        for kind, name in (
-            ("graphics", "Graphics"),
-            ("compute", "MPSCompute"),
-            ("compute", "Compute"),
-        ):
-            for process in self._list(handle, card, name):
-                found[process.pid] = (kind, process.usedGpuMemory)  # type: ignore[assignment]
-        return tuple(self._describe(pid, *found[pid]) for pid in sorted(found))
-
-    def _list(self, handle: Any, card: _Card, name: str) -> list[Any]:
-        question = f"nvmlDeviceGet{name}RunningProcesses"
-        for function in (question, f"{question}_v2"):
-            if (list_processes := getattr(self._nvml, function, None)) is None:
-                continue
-            answer = self._ask(card, function, partial(self._race, list_processes, handle))
-            if answer is not None:
-                return answer
-        return []
-
-    def _race(self, list_processes: Callable[[Any], list[Any]], handle: Any) -> list[Any]:
-        """Processes may start between the driver's saying how many there are and listing them."""
-        for _ in range(_RACE_RETRIES):
-            try:
-                return list_processes(handle)
-            except self._nvml.NVMLError_InsufficientSize:
-                continue
-            except self._nvml.NVMLLibraryMismatchError as error:  # which is no NVMLError
-                raise self._nvml.NVMLError(self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND) from error
-        return list_processes(handle)
 
     def _history(self, handle: Any, card: _Card) -> tuple[UtilizationPoint, ...] | None:
         nvml = self._nvml
@@ -275,7 +271,7 @@ class NvmlReader:
                 return []
             return [entry for entry in entries if entry.timeStamp]
 
-        entries = self._ask_gently(card, "history", ask)
+        entries = card.questions.ask_gently("history", ask)
         if entries is None:
             return None
         if not entries:
@@ -292,7 +288,7 @@ class NvmlReader:
         )
 
     def _compute_mode(self, handle: Any, card: _Card) -> ComputeMode:
-        mode = self._ask(card, "mode", lambda: self._nvml.nvmlDeviceGetComputeMode(handle))
+        mode = card.questions.ask("mode", lambda: self._nvml.nvmlDeviceGetComputeMode(handle))
         return _COMPUTE_MODES.get(mode or 0, "default")
 
     def _ailment(self, handle: Any, card: _Card) -> str | None:
@@ -303,8 +299,7 @@ class NvmlReader:
         return card.ailment
 
     def _recovery(self, handle: Any, card: _Card) -> str | None:
-        values = self._ask_gently(
-            card,
+        values = card.questions.ask_gently(
             "recovery",
             lambda: self._nvml.nvmlDeviceGetFieldValues(handle, [_RECOVERY_ACTION_FIELD]),
         )
@@ -314,10 +309,16 @@ class NvmlReader:
         return f"the driver wants {_RECOVERY_ACTIONS.get(action, f'recovery action {action}')}"
 
     def _remapping(self, handle: Any, card: _Card) -> str | None:
-        rows = self._ask_gently(
-            card, "remapped rows", lambda: self._nvml.nvmlDeviceGetRemappedRows(handle)
+        rows = card.questions.ask_gently(
+            "remapped rows", lambda: self._nvml.nvmlDeviceGetRemappedRows(handle)
         )
         return "its memory failed and could not be remapped" if rows and rows[3] else None
+
+
+def _is_busy(utilization: int | None, history: Iterable[UtilizationPoint] | None) -> bool:
+    """Whether the GPU did anything lately, or does not say."""
+    recent = [point.percent for point in history or () if point.age_seconds <= _RECENT_SECONDS]
+    return utilization is None or max(utilization, *recent, 0) > 0
 
 
 def _text(value: str | bytes) -> str:

@@ -37,10 +37,14 @@ class Register:
         self._known: dict[int, tuple[psutil.Process | None, _Identity]] = {}
 
     def describe(
-        self, pid: int, kind: Literal["compute", "graphics"], memory_bytes: int | None
+        self,
+        pid: int,
+        kind: Literal["compute", "graphics"],
+        memory_bytes: int | None,
+        utilization_percent: int | None = None,
     ) -> GpuProcess:
         identity = self._identify(pid)
-        return GpuProcess(pid, kind, memory_bytes, *identity)
+        return GpuProcess(pid, kind, memory_bytes, *identity, utilization_percent)
 
     def forget_all_but(self, pids: set[int]) -> None:
         for pid in self._known.keys() - pids:

@@ -42,6 +42,16 @@ def processes_of(gpu: dict[str, Any]) -> dict[int, tuple[str, int | None]]:
     return {p["pid"]: (p["kind"], p["memory_bytes"]) for p in gpu["processes"]}
 
 
+def shares_of(gpu: dict[str, Any]) -> dict[int, int | None]:
+    return {p["pid"]: p["utilization_percent"] for p in gpu["processes"]}
+
+
+def list_as_well(machine: StubMachine, pid: int, kind: str, *, mem_visible: bool = True) -> None:
+    """Let the driver name a process of the first GPU in another list, too."""
+    line = f"pid={pid} gpu={uuid(machine, 0)} mem={GIB} kind={kind} mem_visible={mem_visible:d}\n"
+    (machine.directory / "procs" / f"more-{pid}").write_text(line)
+
+
 def command_of(pid: int) -> str:
     return " ".join(psutil.Process(pid).cmdline())
 
@@ -170,10 +180,170 @@ def test_a_process_of_two_kinds_is_listed_once_as_compute(
     machine: StubMachine, stranger: subprocess.Popen[bytes]
 ):
     machine.add_stranger(0, GIB, stranger.pid, kind="graphics")
-    entry = machine.directory / "procs" / f"more-{stranger.pid}"
-    entry.write_text(f"pid={stranger.pid} gpu={uuid(machine, 0)} mem={GIB} kind=compute\n")
+    list_as_well(machine, stranger.pid, "compute")
 
     assert processes_of(gpus_of(machine.env)[0]) == {stranger.pid: ("compute", GIB)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("graphics", "compute"), ("compute", "graphics"), ("compute", "mps")]
+)
+def test_memory_that_one_list_tells_and_another_does_not_is_known(
+    machine: StubMachine, stranger: subprocess.Popen[bytes], kind: str, other: str
+):
+    machine.add_stranger(0, GIB, stranger.pid, kind=kind)
+    list_as_well(machine, stranger.pid, other, mem_visible=False)
+
+    assert processes_of(gpus_of(machine.env)[0]) == {stranger.pid: ("compute", GIB)}
+
+
+@pytest.mark.parametrize("kind", ["compute", "graphics", "mps"])
+@pytest.mark.parametrize("old_driver", [False, True])
+def test_memory_that_no_list_tells_is_unknown(
+    tmp_path: Path,
+    stub_libraries: Path,
+    stranger: subprocess.Popen[bytes],
+    kind: str,
+    *,
+    old_driver: bool,
+):
+    library = stub_libraries / ("old-driver" if old_driver else "driver")
+    machine = StubMachine(tmp_path / "machine", library, [StubGpu(0)])
+    machine.add_stranger(0, GIB, stranger.pid, kind=kind, mem_visible=False)
+    list_as_well(machine, stranger.pid, "compute", mem_visible=False)
+
+    [process] = gpus_of(machine.env)[0]["processes"]
+
+    assert process["memory_bytes"] is None
+
+
+@pytest.mark.parametrize("library", ["driver", "old-driver"])
+def test_what_the_driver_credits_to_a_process_is_its_utilisation(
+    tmp_path: Path, stub_libraries: Path, library: str
+):
+    gpus = [StubGpu(0, util_percent=90), StubGpu(1, util_percent=90)]
+    machine = StubMachine(tmp_path / "machine", stub_libraries / library, gpus)
+    with stranger_process() as one, stranger_process() as two:
+        machine.add_stranger(0, GIB, one.pid, util_percent=63)
+        machine.add_stranger(0, GIB, two.pid, util_percent=250)
+        machine.add_stranger(1, GIB, two.pid, util_percent=7, kind="graphics")
+
+        first, second = gpus_of(machine.env)
+
+    assert shares_of(first) == {one.pid: 63, two.pid: 100}
+    assert shares_of(second) == {two.pid: 7}
+
+
+@pytest.mark.parametrize("answer", [6, 0])
+def test_where_nobody_is_credited_only_a_gpu_at_rest_tells_that_nobody_works(
+    machine: StubMachine, stranger: subprocess.Popen[bytes], answer: int
+):
+    machine.set(0, no_process_samples=answer)
+    machine.set(1, no_process_samples=answer, util_percent=90)
+    for index in (0, 1):
+        machine.add_stranger(index, GIB, stranger.pid)
+
+    resting, working = gpus_of(machine.env)
+
+    assert shares_of(resting) == {stranger.pid: 0}
+    assert shares_of(working) == {stranger.pid: None}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"util_percent": -1}, {"history": [(0.5, 60)]}], ids=["unknown", "just now"]
+)
+def test_a_gpu_that_worked_just_now_or_does_not_say_is_not_at_rest(
+    machine: StubMachine, stranger: subprocess.Popen[bytes], changes: dict[str, Any]
+):
+    machine.set(0, **changes)
+    machine.add_stranger(0, GIB, stranger.pid)
+
+    assert shares_of(gpus_of(machine.env)[0]) == {stranger.pid: None}
+
+
+def test_samples_of_nobody_and_of_long_ago_are_passed_over(
+    machine: StubMachine, stranger: subprocess.Popen[bytes]
+):
+    now = time.time()
+    machine.set(
+        0,
+        util_percent=90,
+        process_samples=[
+            (stranger.pid + 1, now, 70),
+            (0, 0, 0),
+            (stranger.pid, 158_819_300.7, 38305),
+            (stranger.pid, now + 86400, 38305),
+        ],
+    )
+    machine.add_stranger(0, GIB, stranger.pid)
+
+    assert shares_of(gpus_of(machine.env)[0]) == {stranger.pid: None}
+
+
+@pytest.mark.parametrize("code", [3, 13])
+def test_a_driver_that_tells_of_no_utilisation_by_process_is_not_asked_again(
+    machine: StubMachine, stranger: subprocess.Popen[bytes], code: int
+):
+    machine.fail("nvmlDeviceGetProcessUtilization", code, gpu=0)
+    for index in (0, 1):
+        machine.add_stranger(index, GIB, stranger.pid, util_percent=50)
+    with streaming(machine.env) as stream:
+        wait_until(stream.whole)
+        machine.clear_faults()
+
+        first, second = stream.next()
+
+    assert shares_of(first) == {stranger.pid: None}
+    assert shares_of(second) == {stranger.pid: 50}
+
+
+def test_instances_of_mig_are_not_asked_for_utilisation_by_process(
+    machine: StubMachine, stranger: subprocess.Popen[bytes]
+):
+    instance = machine.add_mig(0, 0)
+    machine.add_stranger(instance.uuid, GIB, stranger.pid, util_percent=50)
+    machine.fail("nvmlDeviceGetProcessUtilization", 15)
+
+    assert shares_of(gpus_of(machine.env)[0]) == {stranger.pid: None}
+
+
+@pytest.mark.parametrize("code", [999, 4, 2, 7])
+def test_utilisation_by_process_is_no_reason_to_give_up_on_a_gpu(
+    machine: StubMachine, stranger: subprocess.Popen[bytes], code: int
+):
+    machine.set(0, util_percent=90)
+    machine.add_stranger(0, GIB, stranger.pid, util_percent=50)
+    machine.fail("nvmlDeviceGetProcessUtilization", code, gpu=0)
+    with streaming(machine.env) as stream:
+        wait_until(stream.whole)
+        assert shares_of(stream.whole()[0][0]) == {stranger.pid: None}
+        machine.clear_faults()
+
+        wait_until(lambda: shares_of(stream.whole()[-1][0]) == {stranger.pid: 50})
+
+
+@pytest.mark.parametrize("code", [15, 16])
+def test_a_gpu_lost_when_asked_for_its_processes_work_is_unreadable(
+    machine: StubMachine, stranger: subprocess.Popen[bytes], code: int
+):
+    machine.add_stranger(0, GIB, stranger.pid)
+    machine.fail("nvmlDeviceGetProcessUtilization", code)
+
+    lost, without_processes = gpus_of(machine.env)
+
+    assert "unreadable" in lost
+    assert "unreadable" not in without_processes
+
+
+def test_a_process_keeps_its_utilisation_between_samples_of_the_driver(
+    machine: StubMachine, stranger: subprocess.Popen[bytes]
+):
+    machine.set(0, util_percent=90)
+    machine.add_stranger(0, GIB, stranger.pid, util_percent=50)
+    with streaming(machine.env, "50ms") as stream:  # the driver has six a second
+        wait_until(lambda: len(stream.whole()) >= 20)
+
+    assert {share for gpu, _ in stream.whole() for share in shares_of(gpu).values()} == {50}
 
 
 def test_a_process_of_a_run_carries_its_tag(machine: StubMachine):

@@ -26,6 +26,26 @@ print("allocated", torch.cuda.get_device_properties(0).uuid, flush=True)
 time.sleep(float(sys.argv[2]))
 """
 
+WORK = """
+import torch
+block = torch.randn(8192, 8192, device="cuda")
+print("working", flush=True)
+while True:
+    for _ in range(20):
+        block @ block
+    torch.cuda.synchronize()
+"""
+CREDITED = """
+import sys, time, pynvml
+pynvml.nvmlInit()
+gpu = pynvml.nvmlDeviceGetHandleByUUID(sys.argv[1])
+try:
+    samples = pynvml.nvmlDeviceGetProcessUtilization(gpu, time.time_ns() // 1000 - 3_000_000)
+except pynvml.NVMLError:
+    samples = []
+print(*(sample.pid for sample in samples if sample.smUtil))
+"""
+
 
 def dry_run(*args: str) -> dict[str, dict[str, object]]:
     """The survey's GPUs by their label."""
@@ -33,6 +53,27 @@ def dry_run(*args: str) -> dict[str, dict[str, object]]:
     done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode in (0, 3), done.stderr
     return {gpu["gpu"]: gpu for gpu in json.loads(done.stdout)["gpus"]}
+
+
+def sampled(uuid: str) -> dict[str, object]:
+    """A GPU in one snapshot."""
+    done = subprocess.run([*PROGRAM, "sample", "--once"], capture_output=True, check=True)
+    gpus: dict[str, dict[str, object]] = {g["uuid"]: g for g in json.loads(done.stdout)["gpus"]}
+    return gpus[uuid]
+
+
+def is_credited(pid: int, uuid: str) -> bool:
+    """Whether the driver itself says of this process that it works."""
+
+    def pids() -> list[str]:
+        argv = [sys.executable, "-c", CREDITED, uuid]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+
+    try:
+        wait_until(lambda: str(pid) in pids(), timeout=10)
+    except AssertionError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -78,6 +119,32 @@ def test_the_verdict_flips_with_a_strangers_allocation(
     stranger.kill()
     stranger.wait()
     wait_until(lambda: dry_run("--gpus", free_gpu)[free_gpu]["verdict"] == "FREE", "it is free")
+
+
+@pytest.fixture
+def worker(free_gpu: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that keeps the free GPU busy."""
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": free_gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    process = subprocess.Popen([sys.executable, "-c", WORK], env=env, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"working\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_process_that_works_is_seen_at_work(free_gpu: str, worker: subprocess.Popen[bytes]):
+    uuid = str(dry_run("--gpus", free_gpu)[free_gpu]["uuid"])
+    wait_until(lambda: sampled(uuid)["utilization_percent"] != 0, "it works")
+    if not is_credited(worker.pid, uuid):
+        pytest.skip("this driver does not tell what each process uses")
+
+    def share() -> int:
+        processes = sampled(uuid)["processes"]
+        assert isinstance(processes, list)
+        return sum(p["utilization_percent"] or 0 for p in processes if p["pid"] == worker.pid)
+
+    wait_until(lambda: share() > 50, "it is seen at work")
 
 
 def test_a_job_sees_the_gpu_that_it_was_given(free_gpu: str, tmp_path: Path):
