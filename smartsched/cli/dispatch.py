@@ -30,6 +30,7 @@ from smartsched.edges.outputs import LogFiles, Untouched, tail
 from smartsched.edges.patient import PatientStream
 from smartsched.edges.plain import PlainView
 from smartsched.edges.processes import Processes
+from smartsched.edges.remarks import Remarks
 from smartsched.edges.requests import SignalRequests
 from smartsched.edges.runs import JOBS
 from smartsched.edges.sampler import Sampler
@@ -52,6 +53,7 @@ class _Parts:
 
     world: World
     narrator: Narrator
+    remarks: Remarks
     view: View
     output: Output
     hooks: Hooks | NoHooks
@@ -136,6 +138,7 @@ def _assemble(
     def warn(text: str) -> None:
         narrator.warn(text, clock.now())
 
+    remarks = Remarks(narrator.warn)
     for note in (*config.notes, *session.notes):
         warn(note)
     output = _output(config, session, waiter, warn)
@@ -152,9 +155,9 @@ def _assemble(
         requests=SignalRequests(waiter, single=session.single),
         journal=session.journal,
         teller=hooks,
-        observer=_Observers([narrator, *_logs(stack, config, session, warn)]),
+        observer=_Observers([narrator, remarks, *_logs(stack, config, session, warn)]),
     )
-    return _Parts(world, narrator, view, output, hooks, processes)
+    return _Parts(world, narrator, remarks, view, output, hooks, processes)
 
 
 def _processes(
@@ -200,6 +203,7 @@ def _finish(parts: _Parts, loop: Loop, clock: SteadyClock, waiter: Waiter) -> No
         parts.narrator.warn(text, clock.now())
     parts.view.close()
     parts.narrator.finish(loop.state, clock.now())
+    parts.remarks.finish(loop.state, clock.now())
 
 
 def _settle(parts: _Parts, waiter: Waiter, clock: SteadyClock, state: State) -> None:

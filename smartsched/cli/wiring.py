@@ -72,6 +72,7 @@ def first_snapshot(
                     raise DriverError(why + (_ADVICE if "NVIDIA" in why else ""))
                 case Snapshot():
                     pinned = policy.selection.pinned(observation.gpus)
+                    policy.preference.check(observation.gpus)
                     return observation, replace(policy, selection=pinned)
         waiter.wait(min(sampler.wake_at(), say_at))
         if clock.now() >= say_at:

@@ -1,5 +1,6 @@
 """A run that ran out of a GPU's memory: whose fault it was, and what its job is given next time."""
 
+from smartsched.core import words
 from smartsched.core.events import JobRequeued
 from smartsched.core.model import EndedRun, GpuSample, PlacedGpu, Timestamp
 from smartsched.core.oom import wanted_bytes
@@ -46,6 +47,21 @@ def peak_bytes(state: State, ended: EndedRun) -> int:
     """The most that it was seen to hold on one GPU."""
     meter = state.meters.get(ended.key)
     return meter.peak_bytes if meter is not None else 0
+
+
+def words_on_memory(state: State, ended: EndedRun) -> str:
+    """How much it had of how much, ": it held 20.5 of 24 GiB"; "" if nobody saw it."""
+    watches = [state.gpus.get(gpu.key) for gpu in ended.placement.gpus]
+    sizes = [
+        watch.latest.memory_total_bytes
+        for watch in watches
+        if watch is not None and isinstance(watch.latest, GpuSample)
+    ]
+    peak = peak_bytes(state, ended)
+    if not sizes or not peak:
+        return ""
+    beside = "" if was_alone(state, ended) else ", beside other jobs of this run"
+    return f": it was seen to hold {words.size(peak)} of {words.size(min(sizes))}{beside}"
 
 
 def _most_held(state: State, ended: EndedRun) -> int:

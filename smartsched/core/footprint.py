@@ -15,6 +15,7 @@ CONTEXT_BYTES = 512 * 2**20
 # A fifth of all trainings grow by 8-20 % after their first epoch.
 _GROWTH = 1.30
 _FEWEST_SAMPLES = 2
+_FADES = 0.05  # of what the last run differs from the highest, the highest gives in
 
 
 def with_growth(peak_bytes: int) -> int:
@@ -35,15 +36,19 @@ class Footprint:
     def with_run(
         self, peak_bytes: int, utilization_percent: float | None, seconds: float
     ) -> "Footprint":
-        """The highest of what a GPU was kept busy: siblings are packed by it."""
+        """What was highest counts, but the less the longer ago that was: programs change."""
         known = [p for p in (self.utilization_percent, utilization_percent) if p is not None]
         return Footprint(
             runs=self.runs + 1,
-            peak_bytes=max(self.peak_bytes, peak_bytes),
+            peak_bytes=max(peak_bytes, round(_faded(self.peak_bytes, peak_bytes))),
             utilization_percent=max(known, default=None),
             mean_seconds=self.mean_seconds + (seconds - self.mean_seconds) / (self.runs + 1),
-            longest_seconds=max(self.longest_seconds, seconds),
+            longest_seconds=max(seconds, _faded(self.longest_seconds, seconds)),
         )
+
+
+def _faded(before: float, now: float) -> float:
+    return before - _FADES * (before - now)
 
 
 NO_RUNS = Footprint(0, 0, None, 0.0, 0.0)

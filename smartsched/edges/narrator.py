@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from smartsched.core import words
+from smartsched.core.blame import words_on_memory
 from smartsched.core.decide import Decision, time_limit
 from smartsched.core.endings import how_it_ended
 from smartsched.core.events import (
@@ -94,6 +95,7 @@ class Narrator:
         self._how_to_go_on = how_to_go_on
         self._here = here.rstrip("/") + "/"
         self._ended: dict[RunKey, tuple[EndedRun, int]] = {}  # and its leftovers
+        self._held: dict[RunKey, str] = {}  # of runs that ran out of memory
         self._failures: list[tuple[JobId | None, str]] = []  # None: of a line
         self._last_failure: EndedRun | None = None
         self._began: Timestamp | None = None
@@ -121,8 +123,11 @@ class Narrator:
                 self._say(now, text, "plain")
             case RunExited(_, key, _, leftovers):
                 self._ended[key] = (state.ended[key], leftovers)
+                if event.out_of_memory:
+                    self._held[key] = words_on_memory(state, state.ended[key])
             case JobFinished(_, key):
                 self._finished(*self._ended.pop(key), event, now)
+                self._held.pop(key, None)
             case JobRequeued(_, key):
                 self._requeued(*self._ended.pop(key), event, now)
             case RunPostponed(_, key, why):
@@ -293,9 +298,10 @@ class Narrator:
 
     def _ending_of(self, ended: EndedRun) -> str:
         started = not isinstance(ended.ending, NotStarted)
+        memory = f"; it ran out of the GPU's memory{self._held.get(ended.key, '')}"
         lasted = f" after {words.duration(ended.seconds)}" if started else ""
         where = f" {ended.placement.words}" if started or ended.placement.gpus else ""
-        return f"{how_it_ended(ended)}{lasted}{where}"
+        return f"{how_it_ended(ended)}{lasted}{where}{memory if ended.out_of_memory else ''}"
 
     def _shown(self, path: str | None) -> str | None:
         return None if path is None else words.printable(path.removeprefix(self._here))

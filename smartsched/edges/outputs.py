@@ -11,6 +11,7 @@ from smartsched.core.model import Placement, RunKey
 from smartsched.errors import UsageError
 
 _TAIL_BYTES = 1 << 16
+_MOST_TAIL_LINES = 200
 
 
 def log_name(run: RunKey) -> str:
@@ -97,6 +98,9 @@ class LogFiles:
     def path(self, run: RunKey) -> str:
         return str(self._folder / log_name(run))
 
+    def tail(self, run: RunKey) -> str:
+        return "\n".join(tail(self.path(run), _MOST_TAIL_LINES))
+
     def is_settled(self) -> bool:
         return True
 
@@ -124,6 +128,9 @@ class Untouched:
 
     def path(self, run: RunKey) -> None:
         return None
+
+    def tail(self, run: RunKey) -> str:
+        return ""
 
     def is_settled(self) -> bool:
         return True

@@ -42,6 +42,7 @@ from smartsched.core.model import (
     Stopping,
     Timestamp,
 )
+from smartsched.core.oom import out_of_memory
 from smartsched.core.tag import tag_of
 from smartsched.ports import FdWatcher
 
@@ -87,6 +88,9 @@ class Output(Protocol):
         ...
 
     def path(self, run: RunKey) -> str | None: ...
+    def tail(self, run: RunKey) -> str:
+        """The last of what it wrote; "": that cannot be known."""
+        ...
 
 
 class Spawner(Protocol):
@@ -360,13 +364,15 @@ class Processes:
             self._forget(leader)
             self._attempts.remove(leader.run)
             return RunPostponed(now, leader.run, "no room for a record of how it ends")
+        failed = leader.ending != Exited(0)
+        why = (out_of_memory(self._output.tail(leader.run)) or "") if failed else ""
         leftovers = self._count_leftovers(leader)
         if leftovers:
             self._lingering[leader.run] = leader
         else:
             self._forget(leader)
         ended_at = now if leader.ended_at is None else min(leader.ended_at, now)
-        return RunExited(ended_at, leader.run, leader.ending, leftovers)
+        return RunExited(ended_at, leader.run, leader.ending, leftovers, why)
 
     def _look_at_unwatched(self) -> None:
         for leader in list(self._unwatched):

@@ -19,6 +19,7 @@ from smartsched.core.model import JobId, Placement, RunKey
 from smartsched.ports import FdWatcher
 
 # Of each job at a time: short lines take a while, and others wait.
+_TAIL_BYTES = 1 << 16
 _READ_BYTES = 1 << 14
 # What was shown is given back to the disk, so much at least at a time.
 _PUNCH_BYTES = 1 << 20
@@ -99,6 +100,14 @@ class Tagged:
 
     def path(self, run: RunKey) -> None:
         return None
+
+    def tail(self, run: RunKey) -> str:
+        stream = self._streams.get(run)
+        if stream is None:
+            return ""
+        size = os.fstat(stream.read_fd).st_size
+        data = os.pread(stream.read_fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        return data.decode("utf-8", "surrogateescape")
 
     def is_settled(self) -> bool:
         """Whether the reader has taken everything."""
