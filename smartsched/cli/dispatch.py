@@ -77,7 +77,7 @@ def dispatch(
         import smartsched.edges.screen  # noqa: F401  # takes as long as the driver takes to answer
     snapshot, state.policy = first_snapshot(sampler, waiter, clock, config.policy)
     parts = _assemble(stack, session, clock, waiter, sampler)
-    loop = Loop(parts.world, state)
+    loop = Loop(parts.world, state, session.window)
     see(state, snapshot, clock.now())
     _run(loop, parts, session, clock)
     _finish(parts, loop, clock, waiter)
@@ -98,7 +98,7 @@ def _go_on(
     state = session.state
     state.policy = session.config.policy
     parts = _assemble(stack, session, clock, waiter, sampler)
-    loop = Loop(parts.world, state)
+    loop = Loop(parts.world, state, session.window)
     parts.narrator.resumed(state, clock.now())
     loop.resume(resumed, session.replaced, adopt=adopt)
     try:

@@ -23,7 +23,7 @@ from smartsched.edges.clock import SteadyClock
 from smartsched.edges.intake import Lines, open_inputs
 from smartsched.edges.sampler import Sampler
 from smartsched.edges.waiter import Waiter
-from smartsched.errors import EXIT_NONE_FREE
+from smartsched.errors import EXIT_NONE_FREE, UsageError
 
 # What is looked at of a list; nobody has so many GPUs that more of it could start at once.
 _MOST_COMMANDS = 1000
@@ -46,6 +46,7 @@ def main(args: argparse.Namespace) -> int:
             notes += (f"looked at the first {_MOST_COMMANDS:,} commands of the list only",)
         snapshot, policy = first_snapshot(sampler, waiter, clock, config.policy)
         state = State(policy)
+        state.local_offset = clock.local_offset()
         see(state, snapshot, clock.now())
         _observe_for_the_window(state, sampler, waiter, clock, config)
         for spec in commands:
@@ -113,6 +114,8 @@ def _specs(lines: Sequence[JobSpec | BadLine]) -> Iterator[JobSpec]:
     for line in lines:
         if isinstance(line, JobSpec):
             yield line
+        elif line.may_be_mended:
+            raise UsageError(f"{line.source}: {line.why}")
         else:
             print(f"smartsched: {line.source}: {line.why}", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from smartsched.cli.host import this_host, this_place
 from smartsched.cli.parser import LATEST, parse_again, remembered
-from smartsched.cli.session import Session, copies_in, open_journal, runs_of
+from smartsched.cli.session import Session, copies_in, open_journal, runs_of, window_for
 from smartsched.config import Config, configure
 from smartsched.core.apply import apply
 from smartsched.core.events import (
@@ -51,6 +51,7 @@ class _Past:
     lists: int = 0  # given since the first one
     over: set[RunKey] = field(default_factory=set)
     whole: set[int] = field(default_factory=set)  # inputs of which all is there
+    window: int = 0  # commands to be read ahead
 
 
 def resume(
@@ -88,6 +89,7 @@ def resume(
         here=here,
         single=past.began.command is not None,
     )
+    session.window = past.window
     stack.callback(session.intake.close)
     names = tuple(source.name for source in inputs)
     failed_too = args.resume_failed and not inputs
@@ -234,7 +236,9 @@ def _next_intake(
     if inputs:
         past.ledger.replace_list()
         names = [source.name for source in inputs]
-        lines: Intake = _new_list(copies_in(folder, past.lists + 1), inputs, names, directory, fds)
+        lines: OneCommand | Spool = _new_list(
+            copies_in(folder, past.lists + 1), inputs, names, directory, fds
+        )
         read_to: Position | None = None
     elif past.began.command is not None:
         lines = OneCommand(past.began.command, directory)
@@ -247,6 +251,7 @@ def _next_intake(
         start = None if past.lists else state.read_to
         copies = copies_in(folder, past.lists)
         lines = Spool(copies, [], past.inputs, directory, fds, past.whole, start)
+    past.window = window_for(lines)
     return Continued(
         lines,
         past.ledger,

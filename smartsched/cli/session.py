@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,14 +21,15 @@ from smartsched.core.events import (
     RunBegan,
     RunResumed,
 )
-from smartsched.core.model import EndedRun, RunKey, Timestamp
+from smartsched.core.model import BadLine, EndedRun, JobSpec, RunKey, Timestamp
 from smartsched.core.policy import Policy
 from smartsched.core.state import State
 from smartsched.edges.intake import Input, OneCommand
 from smartsched.edges.journal import FileJournal
 from smartsched.edges.runs import JOURNAL, RunFolder, Runs
 from smartsched.edges.spool import Spool
-from smartsched.errors import StateError
+from smartsched.errors import StateError, UsageError
+from smartsched.loop import QUEUE_WINDOW
 from smartsched.ports import FdWatcher, Intake
 
 
@@ -49,6 +51,7 @@ class Session:
     notes: list[str] = field(default_factory=list)
     reminder: str | None = None  # a note that matters still when all is over
     over: list[RunKey] = field(default_factory=list)  # attempts that ended and were not tidied up
+    window: int = QUEUE_WINDOW  # commands read ahead
 
     @property
     def how_to_go_on(self) -> str:
@@ -95,8 +98,12 @@ def begin(
     try:
         journal = open_journal(new.folder)
         intake = _first_intake(config, new.folder, inputs, config.working_directory or here, fds)
+        window = window_for(intake)
         events: list[Event] = [began, *intake.finished(now)]
         why = journal.write(events)
+    except UsageError:
+        new.discard()
+        raise
     except (OSError, StateError) as error:
         new.discard()
         raise StateError(f"cannot keep run {name}: {error}") from error
@@ -116,7 +123,28 @@ def begin(
         here=here,
         single=config.command is not None,
         expected_commands=None if isinstance(intake, OneCommand) else intake.line_count(),
+        window=window,
     )
+
+
+def window_for(intake: OneCommand | Spool) -> int:
+    """How many commands of a list are to be read ahead: all, where some have a priority over those
+    before them. Raises UsageError for wishes that cannot be meant, before anything runs."""
+    if isinstance(intake, OneCommand):
+        return QUEUE_WINDOW
+    wrong, has_priorities = [], False
+    for line in intake.look_ahead(b"smartsched:"):
+        match line:
+            case BadLine(source, why, may_be_mended=True):
+                wrong.append(f"{source}: {why}")
+            case JobSpec(wishes=wishes):
+                has_priorities = has_priorities or wishes.priority != 0
+            case _:
+                pass
+    if wrong:
+        more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+        raise UsageError(f"{wrong[0]}{more}; nothing was started")
+    return sys.maxsize if has_priorities else QUEUE_WINDOW
 
 
 def runs_of(args: argparse.Namespace) -> Runs:

@@ -108,7 +108,7 @@ def _word(state: State, key: GpuKey, verdict: Free | Busy | Unknown) -> Word:
         return "OURS"
     match verdict:
         case Free():
-            return "FREE"
+            return "BUSY" if key in state.refused else "FREE"
         case Busy():
             return "BUSY"
         case Unknown():

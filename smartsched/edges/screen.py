@@ -43,6 +43,9 @@ def _draw_survey(console: Console, found: Survey, notes: Sequence[str]) -> None:
     for job, placement in found.starts:
         command = words.shortened(words.printable(job.spec.command), 100)
         console.print(Text(f"would start {placement.words}: {command}"))
+    for job, why in found.impossible:
+        command = words.shortened(words.printable(job.spec.command), 100)
+        console.print(Text(f"would fail, since {why}: {command}", "red"))
     if found.waits:
         waiting = words.count(len(found.waits), "command")
         console.print(Text(f"would wait: {waiting}, the first of them"))
