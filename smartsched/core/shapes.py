@@ -11,7 +11,7 @@ passed as a value. Out go:
 
 The names of options, subcommands and scripts stay. An option is taken to have a value if a word
 follows that is none itself; but the first script (`train.py`) stays also behind a flag (`-u`,
-`--multi_gpu`), as does the module of `-m`, and a script in `bash -c '...'` is gone into.
+`--multi_gpu`), as does the module of `python -m`, and a script in `bash -c '...'` is gone into.
 A secret that is a positional word, or sticks to a one-letter option (`-pSECRET`), may stay.
 """
 
@@ -46,6 +46,7 @@ _HAS_NUMBER = re.compile(r"[\d*]")
 _CREDENTIALS = re.compile(r"//[^/@]*@")
 _SCRIPT = re.compile(r"\.(?:py|sh|bash|zsh|jl|[rR]|pl|rb|lua|js|m|ipynb)$")
 _MODULE = re.compile(r"[\w.*]+")
+_RUNS_MODULES = re.compile(r"(?:^|/)(?:python|pypy|torchrun|launch|run)\**$")
 _LAUNCHER = re.compile(r"(?:^|[._])(?:launch(?:er)?|run|torchrun)$")
 _SHELL = re.compile(r"(?:^|/)(?:ba|da|k|z)?sh$")
 _RUNS_TEXT = re.compile(r"-[a-z]*c")
@@ -74,12 +75,15 @@ class _Reader:
 
     def tokens(self, command: str) -> list[str]:
         found: list[str] = []
+        is_list = False  # of values, of any length
         for token in _TOKEN.finditer(command):
             kind, text = token.lastgroup, token[0]
             if kind == "word":
+                is_target = self._is_target
                 text = self._word(text)
-                if text == "*" and found and found[-1] == "*":
-                    continue  # a list of values, of any length
+                if text == "*" and is_list:
+                    continue
+                is_list = text == "*" and not is_target
             elif kind == "operator":
                 self._begin()
                 text = ";" if text == "\n" else text
@@ -87,6 +91,8 @@ class _Reader:
                 self._is_target = True
             elif kind == "comment":
                 continue
+            if kind != "word":
+                is_list = False
             found.append(text)
         return found
 
@@ -98,23 +104,23 @@ class _Reader:
         if self._is_target:
             self._is_target = False
             return "*"
-        if _NEGATIVE.match(text):
-            text = "*"
         if len(text) > 1 and text[0] == "-":
-            self._option, shown = _option(text)
-            return shown
+            option, text = _option(text)
+            if text != "*":
+                self._option = option
+                return text
         option, self._option = self._option, ""
         return self._value(option, text) if option else self._positional(text)
 
     def _value(self, option: str, text: str) -> str:
         if self._goes_into_scripts and _RUNS_TEXT.fullmatch(option) and _SHELL.search(self._last):
-            return f"'{' '.join(_Reader(goes_into_scripts=False).tokens(text))}'"
+            return _script(text)
         if not self._knows_program:
-            if option == "-m" and _MODULE.fullmatch(text):
+            if option == "-m" and _RUNS_MODULES.search(self._last) and _MODULE.fullmatch(text):
                 shown = _literal(text)
                 self._knows_program = shown != "*" and not _LAUNCHER.search(shown)
                 return shown
-            if _SCRIPT.search(text):
+            if _SCRIPT.search(text) and "=" not in text:
                 return self._positional(text)
         return "*"
 
@@ -123,14 +129,26 @@ class _Reader:
         if equals:
             return f"{_literal(name)}=*" if _NAME.fullmatch(name) else "*"
         shown = _literal(text)
-        self._last = shown
+        if shown != "*":
+            self._last = shown
         if _SCRIPT.search(shown):
             self._knows_program = True
         return shown
 
 
+def _script(text: str) -> str:
+    """The shape of what a shell is told to run, as one word."""
+    inner = " ".join(_Reader(goes_into_scripts=False).tokens(text))
+    return "'*'" if inner.startswith(("-", "…")) else f"'{inner}'"  # such a word is read otherwise
+
+
 def _option(text: str) -> tuple[str, str]:
-    """The option that the next word may be the value of, "" if none; and what to show."""
+    """The option that the next word may be the value of, "" if none; and what to show.
+
+    The latter is `*` for what only looks like one.
+    """
+    if _NEGATIVE.match(text):
+        return "", "*"
     name, equals, _ = text.partition("=")
     if not _LONG_OPTION.fullmatch(name):  # --beta1 and --fp16 are names, -j8 has a value
         name = _literal(name)
