@@ -16,6 +16,7 @@ A secret that is a positional word, or sticks to a one-letter option (`-pSECRET`
 """
 
 import re
+from functools import lru_cache
 from hashlib import blake2b
 
 LONGEST = 300
@@ -54,6 +55,7 @@ _CUT = re.compile(r"…[a-p]{16}")
 _LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
 
+@lru_cache(maxsize=4096)  # it is asked for again with every look at the queue
 def shape_of(command: str) -> str:
     """At most `LONGEST` printable characters; the shape of a shape is itself."""
     return _bounded(_Reader(goes_into_scripts=True).tokens(command[:_LONGEST_READ]))
