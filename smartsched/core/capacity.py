@@ -30,7 +30,7 @@ class Offer:
     sample: GpuSample
     visible: str
     strangers_bytes: int
-    rank: tuple[int, int]  # by the user's preference
+    rank: tuple[float, float]  # by the user's preference
     runs: int  # of ours there
     usable_bytes: int  # of its memory, whoever uses it
     left_bytes: int
@@ -126,13 +126,30 @@ def _offer(
         sample=sample,
         visible=visible_as(sample, out_of_reach, state.policy.visible_by),
         strangers_bytes=strangers_bytes,
-        rank=state.policy.preference.rank(sample, strangers_bytes),
+        rank=_rank(state, sample, strangers_bytes, now),
         runs=len(holds),
         usable_bytes=usable,
         left_bytes=left,
         percent=sum(_percent(state, hold) for hold in holds),
         unexplained_bytes=unexplained_before(holds) if holds else unexplained_bytes(sample),
     )
+
+
+def _rank(
+    state: State, sample: GpuSample, strangers_bytes: int, now: Timestamp
+) -> tuple[float, float]:
+    """By the user's wish; where runs give way and lose their work, next by where nobody has come
+    for longest."""
+    place, order = state.policy.preference.rank(sample, strangers_bytes)
+    if state.policy.loses_work and state.policy.preference.order == "emptiest":
+        return place, -quiet_for(state, sample.key, now)
+    return place, order
+
+
+def quiet_for(state: State, gpu: GpuKey, now: Timestamp) -> float:
+    """Seconds since strangers were last above a threshold there; inf: they never were."""
+    breaches = state.gpus[gpu].breaches.values()
+    return now - max((breach.at for breach in breaches), default=float("-inf"))
 
 
 def _percent(state: State, hold: Hold) -> float:

@@ -25,6 +25,8 @@ from smartsched.core.state import State
 _GROWS_FOR_SECONDS = 60.0
 # Of a GPU's memory, what a stranger that grows is to find free at any time.
 _KEPT_FREE = 0.15
+# And over what it holds by then: a training first takes less than half of what it will have.
+_MAY_GROW_BY = 1.6
 # Strangers on a GPU where we run are noticed within two seconds.
 LOOK_EVERY_SECONDS = 1.5
 
@@ -73,7 +75,7 @@ def _too_many(
         return [run for run in ours if _is_news_to(run, watch, there)]
     if now - watch.grown_at > _GROWS_FOR_SECONDS:
         return []
-    return _to_make_room(state, gpu, sample, ours)
+    return _to_make_room(state, gpu, watch, sample, ours)
 
 
 def _runs_on(state: State, gpu: GpuKey) -> list[Run]:
@@ -98,19 +100,24 @@ def _is_news_to(run: Run, watch: Watch, there: set[int]) -> bool:
     )
 
 
-def _to_make_room(state: State, gpu: GpuKey, sample: GpuSample, ours: list[Run]) -> list[Run]:
+def _to_make_room(
+    state: State, gpu: GpuKey, watch: Watch, sample: GpuSample, ours: list[Run]
+) -> list[Run]:
     """Youngest first, only as many as needed."""
     usable = sample.memory_used_bytes + sample.memory_free_bytes
-    free = sample.memory_free_bytes
+    free, wanted = sample.memory_free_bytes, _KEPT_FREE * usable
+    if watch.use is not None:
+        wanted = max(wanted, _MAY_GROW_BY * watch.use.memory_bytes)
+    staying = {run.key for run in ours}
     for hold in state.holds_on(gpu):
         used = _used(state, hold.run, gpu)
-        if hold.run in {run.key for run in ours}:
+        if hold.run in staying:
             free -= max(0, (hold.reserved_bytes or 0) - used)
         else:
             free += used
     leaving = []
     for run in ours:
-        if free >= _KEPT_FREE * usable:
+        if free >= wanted:
             break
         free += max(_used(state, run.key, gpu), _reserved(state, run.key, gpu))
         leaving.append(run)

@@ -5,11 +5,11 @@ will fit first are held for it, and those behind it may only use what is not hel
 have given back by then.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from smartsched.core import words
-from smartsched.core.capacity import Budget, Offer, budget_of, offers
+from smartsched.core.capacity import Offer, budget_of, offers, quiet_for
 from smartsched.core.guard import closed
 from smartsched.core.model import (
     GpuKey,
@@ -24,12 +24,17 @@ from smartsched.core.model import (
 )
 from smartsched.core.needs import Need, footprint_of, need_of
 from smartsched.core.placement import fits, place
+from smartsched.core.shapes import shape_of
 from smartsched.core.standing import why_none_is_free, why_not
 from smartsched.core.state import State
 
 NONE_LEFT = "every free GPU is given to an earlier command"
 # A job that failed is tried on another GPU; for so long it waits for one that runs of ours hold.
 WAIT_FOR_ANOTHER_GPU_SECONDS = 300.0
+# Where runs give way: how long a GPU has to have been left alone, as a share of the time that a job
+# is expected to take; a third of all gaps between colleagues last for half a minute.
+_CALM_SHARE = 0.25
+_LONGEST_CALM_SECONDS = 120.0
 # A run that has taken longer than its siblings is expected to take so much more of its time.
 _OVERDUE = 0.1
 
@@ -51,38 +56,104 @@ class _Held:
 
 def plan(state: State, now: Timestamp, released: Collection[tuple[GpuKey, RunKey]] = ()) -> Plan:
     """By all that was seen so far. `released`: what is given back in this very moment."""
-    made = Plan()
-    left = offers(state, now, released)
-    budget = budget_of(state, left, now)
-    held: _Held | None = None
-    for job in state.queue:
-        if job.not_before > now:
-            made.waiting = made.waiting or Wait("commands that failed are tried again later")
-            continue
-        if budget.runs < 1 or not (left or state.has_gpuless):
-            made.waiting = _why_nothing_goes(state, made, budget, now)
+    planner = _Planner(state, now, offers(state, now, released))
+    for job in in_order(state, planner.left, now):
+        if not planner.consider(job):
             break
-        need = need_of(state, job, now)
+    return planner.made
+
+
+class _Planner:
+    """One look at the queue."""
+
+    def __init__(self, state: State, now: Timestamp, left: list[Offer]) -> None:
+        self._state = state
+        self._now = now
+        self.left = left
+        self._budget = budget_of(state, left, now)
+        self._held: _Held | None = None
+        self._needs: dict[Hashable, Need] = {}
+        self._unmet: set[Hashable] = set()
+        self.made = Plan()
+
+    def consider(self, job: Job) -> bool:
+        """Find it a place if there is one. False: nor will there be for those behind it."""
+        state, made = self._state, self.made
+        if job.not_before > self._now:
+            made.waiting = made.waiting or Wait("commands that failed are tried again later")
+            return True
+        if self._budget.runs < 1 or not (self.left or state.has_gpuless):
+            made.waiting = self._why_nothing_goes()
+            return False
+        kind = (shape_of(job.spec.command), job.spec.wishes, job.needs_bytes, job.alone)
+        if kind in self._unmet:
+            return True  # one like it found no room, and there is less by now
+        if kind not in self._needs:  # those of a kind need the same
+            self._needs[kind] = need_of(state, job, self._now)
+        need = self._needs[kind]
         if (why := why_impossible(state, need)) is not None:
             made.impossible.append((job, why))
-            continue
-        allowed = [offer for offer in left if _may_use(offer, need, held, now)]
-        match place(allowed, need, budget, state.policy, _to_avoid(state, job, now)):
+        else:
+            self._place(job, need, kind)
+        return True
+
+    def _place(self, job: Job, need: Need, kind: Hashable) -> None:
+        state, now = self._state, self._now
+        allowed = [
+            offer
+            for offer in self.left
+            if _may_use(offer, need, self._held, now) and _is_calm_enough(state, offer, need, now)
+        ]
+        match place(allowed, need, self._budget, state.policy, _to_avoid(state, job, now)):
             case Placement() as placement:
-                made.starts.append((job, placement))
-                left = [offer for offer in left if _has_room(offer, state)]
+                self.made.starts.append((job, placement))
+                self.left = [offer for offer in self.left if _has_room(offer, state)]
             case Wait() as wait:
-                made.waiting = made.waiting or wait
-                if held is None and need.gpus and not job.failed_on:
-                    held = _hold_for(state, need, left, now)
-                    budget.gpus -= need.gpus  # it is sure of that part of the caps as well
-    return made
+                self.made.waiting = self.made.waiting or wait
+                if not job.failed_on:
+                    self._unmet.add(kind)
+                    self._hold_for(need)
+
+    def _hold_for(self, need: Need) -> None:
+        """Of those that wait, the first one is sure of its turn, and of its part of the caps."""
+        if self._held is None and need.gpus:
+            self._held = _hold_for(self._state, need, self.left, self._now)
+            self._budget.gpus -= need.gpus
+
+    def _why_nothing_goes(self) -> Wait:
+        if self._budget.runs < 1:
+            return Wait("as many jobs run as --jobs allows")
+        return self.made.waiting or Wait(why_none_is_free(self._state, self._now) or NONE_LEFT)
 
 
-def _why_nothing_goes(state: State, made: Plan, budget: Budget, now: Timestamp) -> Wait:
-    if budget.runs < 1:
-        return Wait("as many jobs run as --jobs allows")
-    return made.waiting or Wait(why_none_is_free(state, now) or NONE_LEFT)
+def in_order(state: State, left: Sequence[Offer], now: Timestamp) -> Iterable[Job]:
+    """Where runs give way and lose what they have computed, those go first that are likely to end
+    before somebody comes: for so long as a GPU was left alone it is likely to be left alone."""
+    if not state.policy.loses_work or not left:
+        return state.queue
+    quiet = max(quiet_for(state, offer.key, now) for offer in left)
+    if quiet == float("inf"):
+        return state.queue
+    return sorted(state.queue, key=lambda job: _by_fit(state, job, quiet))
+
+
+def _by_fit(state: State, job: Job, quiet_seconds: float) -> tuple[float, ...]:
+    """The longest that fits first; of those that do not fit, the shortest."""
+    known = footprint_of(state, job)
+    if known is None:
+        return (-job.spec.wishes.priority, 0)
+    seconds = known.mean_seconds
+    fits_in = seconds <= quiet_seconds
+    return (-job.spec.wishes.priority, 1, 0 if fits_in else 1, -seconds if fits_in else seconds)
+
+
+def _is_calm_enough(state: State, offer: Offer, need: Need, now: Timestamp) -> bool:
+    """Whether it is worth while to begin a job there: right after somebody left, the next one
+    often follows, and a long job would lose what it has done."""
+    if not state.policy.loses_work or need.seconds is None:
+        return True
+    calm = min(_CALM_SHARE * need.seconds, _LONGEST_CALM_SECONDS)
+    return quiet_for(state, offer.key, now) >= calm
 
 
 def _has_room(offer: Offer, state: State) -> bool:

@@ -45,6 +45,11 @@ class Policy:
     oom_retries: int = 2  # further attempts of jobs that ran out of memory beside others of ours
 
     @property
+    def loses_work(self) -> bool:
+        """Whether runs are stopped for others, and lose what they have computed."""
+        return self.on_contention == "requeue" and not self.asks_for_checkpoints
+
+    @property
     def most_per_gpu(self) -> int:
         """Runs of ours on one GPU. Where nobody says how many: beyond three, a GPU that is shared
         by time gains nothing."""

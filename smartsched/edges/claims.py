@@ -6,11 +6,10 @@ whoever asks is told when to come back.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple, Protocol
 
-from smartsched.core.model import GpuKey, Timestamp
+from smartsched.core.model import ClaimGranted, ClaimRefused, GpuKey, Timestamp
 from smartsched.errors import StateError
 
 LOCK_PATIENCE_SECONDS = 2.0
@@ -20,23 +19,6 @@ FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.02, 0.1
 # When nobody waits for an answer: claims that we gave up, or that somebody removed.
 _IDLE_RETRY_SECONDS = 1.0
 _LOOK_EVERY_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimGranted:
-    """These GPUs are ours until we release them."""
-
-    at: Timestamp
-    gpus: tuple[GpuKey, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimRefused:
-    """Nothing of what was asked for was claimed by this."""
-
-    at: Timestamp
-    gpus: tuple[GpuKey, ...]
-    why: tuple[tuple[GpuKey, str], ...]  # of those that cannot be had
 
 
 class Share(NamedTuple):

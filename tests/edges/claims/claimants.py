@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from smartsched.core.model import GpuKey, GpuUuid, HostName
+from smartsched.core.model import ClaimGranted, ClaimRefused, GpuKey, GpuUuid, HostName
 from smartsched.edges.claim_files import ClaimFiles
 from smartsched.edges.claim_reader import ClaimReader
-from smartsched.edges.claims import ClaimGranted, ClaimRefused, FolderClaims
+from smartsched.edges.claims import FolderClaims
 from smartsched.errors import StateError
 from tests.builders import GIB, T0
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from smartsched.core.model import ClaimGranted, ClaimRefused
 from smartsched.edges.claim_files import claims_of_others, default_folder
 from smartsched.edges.claim_reader import MOST_FILES, ClaimReader
-from smartsched.edges.claims import ClaimGranted, ClaimRefused, FolderClaims
+from smartsched.edges.claims import FolderClaims
 from smartsched.errors import StateError
 from tests.builders import T0
 from tests.edges.claims.claimants import (

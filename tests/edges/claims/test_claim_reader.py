@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from smartsched.core.model import ClaimGranted, ClaimRefused
 from smartsched.edges.claim_reader import LONGEST_FILE_BYTES, MOST_FILES
-from smartsched.edges.claims import ClaimGranted, ClaimRefused, FolderClaims
+from smartsched.edges.claims import FolderClaims
 from tests.builders import T0
 from tests.edges.claims.claimants import (
     ALICE,
