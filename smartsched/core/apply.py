@@ -69,6 +69,8 @@ from smartsched.core.strangers import Hold
 from smartsched.core.tag import tag_of
 from smartsched.errors import IllegalTransitionError
 
+MOST_SHAPES = 2000  # of commands, of which is kept what they used
+
 
 def replay(policy: Policy, events: Iterable[Event]) -> State:
     state = State(policy)
@@ -389,10 +391,12 @@ def _to_be_tried_again(state: State, ended: EndedRun, event: JobRequeued) -> Job
 def _learn(state: State, event: RunMeasured) -> None:
     if event.run not in state.ended:
         raise IllegalTransitionError(event, None)
-    known = state.footprints.get(event.shape, NO_RUNS)
+    known = state.footprints.pop(event.shape, NO_RUNS)
     state.footprints[event.shape] = known.with_run(
         event.peak_bytes, event.utilization_percent, event.seconds
     )
+    while len(state.footprints) > MOST_SHAPES:
+        del state.footprints[next(iter(state.footprints))]  # of what was learned longest ago
     state.meters.pop(event.run, None)
 
 

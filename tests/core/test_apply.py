@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from smartsched.core.apply import apply, replay
+from smartsched.core.apply import MOST_SHAPES, apply, replay
 from smartsched.core.events import (
     DrainRequested,
     Event,
@@ -24,6 +24,7 @@ from smartsched.core.events import (
     RunCleared,
     RunClosed,
     RunKilled,
+    RunMeasured,
     RunPostponed,
     RunResumed,
     RunRevoked,
@@ -31,6 +32,7 @@ from smartsched.core.events import (
     StopRequested,
     WaitTimedOut,
 )
+from smartsched.core.footprint import NO_RUNS
 from smartsched.core.model import (
     Exited,
     JobId,
@@ -612,3 +614,40 @@ def test_how_long_an_adopted_run_has_run_is_known_anew():
     [run] = state.runs.values()
     assert run.status.since == T0 + 3590
     assert is_refused(after(accepted(1)), RunAdopted(T0, a_run(), T0))
+
+
+# --- what was learned of command shapes
+
+
+def learned(shape: str) -> RunMeasured:
+    return RunMeasured(T0, a_run(), shape, 2**30, 50.0, 100.0)
+
+
+def ended() -> State:
+    """A run has ended, and what it teaches can be learned."""
+    return after([*accepted(1), placed(), launched(), exited(at=T0 + 100)])
+
+
+def test_the_runs_of_a_shape_add_up():
+    state = ended()
+
+    apply_all(state, [learned("a"), learned("b"), learned("a")])
+
+    once = NO_RUNS.with_run(2**30, 50.0, 100.0)
+    assert state.footprints == {"a": once.with_run(2**30, 50.0, 100.0), "b": once}
+
+
+def test_of_more_shapes_than_are_kept_the_one_learned_longest_ago_goes():
+    state = ended()
+    apply_all(state, [learned(f"shape {number}") for number in range(MOST_SHAPES)])
+
+    apply_all(state, [learned("shape 0"), learned("another")])
+
+    assert len(state.footprints) == MOST_SHAPES
+    assert "shape 1" not in state.footprints
+    assert state.footprints["shape 0"].runs == 2
+    assert list(state.footprints)[-2:] == ["shape 0", "another"]
+
+
+def test_what_a_run_that_is_not_there_teaches_is_refused():
+    assert is_refused(after(accepted(1)), learned("a"))
