@@ -34,6 +34,10 @@ def _dispatch(words: list[str]) -> int:
         from smartsched.cli import sample
 
         return sample.main(words[1:])
+    if words[:1] == ["shapes"]:
+        from smartsched.cli import shapes
+
+        return shapes.main(words[1:])
     from smartsched.cli.parser import parse
 
     args = parse(words)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, cast
 
-from smartsched.cli.session import Session
+from smartsched.cli.host import this_host
+from smartsched.cli.session import Session, state_folder
 from smartsched.cli.wiring import first_snapshot, start_sampler
 from smartsched.config import Config
 from smartsched.core import words
@@ -23,6 +24,7 @@ from smartsched.edges.attempts import WRAPPER, Attempts
 from smartsched.edges.claims import NoClaims
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.family import Family
+from smartsched.edges.footprints import FootprintFile
 from smartsched.edges.hooks import Hooks, NoHooks
 from smartsched.edges.logs import JobLog, JsonLog, open_log
 from smartsched.edges.narrator import Narrator, View
@@ -32,7 +34,7 @@ from smartsched.edges.plain import PlainView
 from smartsched.edges.processes import Processes
 from smartsched.edges.remarks import Remarks
 from smartsched.edges.requests import SignalRequests
-from smartsched.edges.runs import JOBS
+from smartsched.edges.runs import JOBS, open_own_file
 from smartsched.edges.sampler import Sampler
 from smartsched.edges.spawning import Spawner
 from smartsched.edges.tagged import Tagged
@@ -155,7 +157,14 @@ def _assemble(
         requests=SignalRequests(waiter, single=session.single),
         journal=session.journal,
         teller=hooks,
-        observer=_Observers([narrator, remarks, *_logs(stack, config, session, warn)]),
+        observer=_Observers(
+            [
+                narrator,
+                remarks,
+                *_logs(stack, config, session, warn),
+                *_memory(stack, session, warn),
+            ]
+        ),
     )
     return _Parts(world, narrator, remarks, view, output, hooks, processes)
 
@@ -282,6 +291,18 @@ def _logs(stack: ExitStack, config: Config, session: Session, warn: Warn) -> lis
         stack.callback(jsonlog.close)
         logs.append(jsonlog)
     return logs
+
+
+def _memory(stack: ExitStack, session: Session, warn: Warn) -> list[FootprintFile]:
+    """What earlier runs have learned is known in this one, and what this one learns in later ones;
+    but pretended GPUs teach nothing. Of what the run's own journal knows, that stays."""
+    args, state = session.args, session.state
+    if args.simulate is not None or args.replay is not None:
+        return []
+    file = FootprintFile(state_folder(args), this_host(), open_own_file, warn)
+    state.footprints = file.load() | state.footprints
+    stack.callback(file.close)
+    return [file]
 
 
 def _hooks(config: Config, warn: Warn) -> Hooks | NoHooks:

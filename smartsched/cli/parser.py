@@ -14,7 +14,8 @@ smartsched [OPTIONS] < commands.txt
        smartsched [OPTIONS] -- COMMAND ARG...
        smartsched --resume [RUN] [OPTIONS] [FILE...]
        smartsched --dry-run [--json] [OPTIONS]
-       smartsched sample [--interval 1s]"""
+       smartsched sample [--interval 1s]
+       smartsched shapes [--json] [--forget SHAPE... | --forget-all]"""
 
 _DESCRIPTION = """\
 Run every command of a list, each on a GPU that other people leave free, and end when all are done.

@@ -148,11 +148,15 @@ def window_for(intake: OneCommand | Spool) -> int:
 
 
 def runs_of(args: argparse.Namespace) -> Runs:
+    return Runs(state_folder(args), this_host())
+
+
+def state_folder(args: argparse.Namespace) -> Path:
     if args.state is not None:
-        return Runs(Path(args.state), this_host())
+        return Path(args.state)
     import platformdirs
 
-    return Runs(platformdirs.user_state_path("smartsched", appauthor=False), this_host())
+    return platformdirs.user_state_path("smartsched", appauthor=False)
 
 
 def open_journal(folder: RunFolder) -> FileJournal:

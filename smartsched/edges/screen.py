@@ -1,4 +1,4 @@
-"""What is drawn with rich: the live view of a run, and the table of --dry-run.
+"""What is drawn with rich: the live view of a run, the tables of --dry-run and `shapes`.
 
 Imported only when shown. Nothing that others wrote (commands, names) is taken for markup.
 """
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smartsched.core import words
+from smartsched.core.footprint import Footprint
 from smartsched.core.freeness import describe
 from smartsched.core.model import GpuProcess, Run, Running, Stopping, Timestamp
 from smartsched.core.standing import why_none_is_free
@@ -30,9 +31,18 @@ _WIDTH_OF_PIPES = 1000
 
 def print_survey(found: Survey, notes: Sequence[str], *, color: bool) -> None:
     """The whole of --dry-run, on stdout. A pipe gets full lines, a terminal gets what fits."""
+    _print(lambda console: _draw_survey(console, found, notes), color=color)
+
+
+def print_shapes(shapes: Sequence[tuple[str, Footprint, float]]) -> None:
+    """The table of `smartsched shapes`, likewise; with each, when it was last used (Unix time)."""
+    _print(lambda console: console.print(_shape_table(shapes)), color=False)
+
+
+def _print(draw: Callable[[Console], None], *, color: bool) -> None:
     console = _console(sys.stdout, color=color)
     with console.capture() as capture:
-        _draw_survey(console, found, notes)
+        draw(console)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
@@ -89,6 +99,24 @@ def _survey_table(rows: Sequence[GpuRow]) -> Table:
             _utilization(row),
             Text(row.word, _STYLES[row.word]),
             _details(row),
+        )
+    return table
+
+
+def _shape_table(shapes: Sequence[tuple[str, Footprint, float]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("command shape", overflow="fold")
+    for title in ("runs", "peak memory", "util", "mean / longest", "last used"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for shape, known, last_used in shapes:
+        percent = known.utilization_percent
+        table.add_row(
+            Text(words.printable(shape)),
+            f"{known.runs:,}",
+            words.size(known.peak_bytes),
+            "-" if percent is None else words.percent(percent),
+            f"{words.duration(known.mean_seconds)} / {words.duration(known.longest_seconds)}",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used)),
         )
     return table
 
