@@ -103,7 +103,7 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         sampler_arguments=sampler_arguments(args, interval),
         nice=None if args.nice is None else flag("--nice", _parse_nice, args.nice),
         checkpoint_signal=_checkpoint_signal(args.checkpoint_signal),
-        claims=None if args.no_claims or args.simulate or args.replay else args.claims or "",
+        claims=_claims(args),
         on_finish=args.on_finish,
         joblog=args.joblog,
         json_log=args.json_log,
@@ -138,7 +138,7 @@ def _manners(args: argparse.Namespace) -> dict[str, Any]:
         "on_contention": args.on_contention or ("requeue" if args.polite else "drain"),
         "yield_grace_seconds": flag("--yield-grace", parse_duration, args.yield_grace),
         "asks_for_checkpoints": args.checkpoint_signal is not None,
-        "claims": not (args.no_claims or args.simulate or args.replay),
+        "claims": _claims(args) is not None,
     }
 
 
@@ -151,6 +151,13 @@ def _parse_nice(text: str) -> int:
     if nice > _NICEST:
         raise UsageError(f"{text!r} is no niceness: give a number from 0 to {_NICEST}")
     return nice
+
+
+def _claims(args: argparse.Namespace) -> str | None:
+    """Pretend GPUs are nobody else's."""
+    if args.no_claims or args.simulate is not None or args.replay is not None:
+        return None
+    return args.claims or os.environ.get("SMARTSCHED_CLAIMS", "")
 
 
 def _checkpoint_signal(name: str | None) -> int | None:

@@ -40,6 +40,7 @@ def isolated(
     for name in list(os.environ):
         if name.startswith("SMARTSCHED_") or name in ("CUDA_VISIBLE_DEVICES", "NO_COLOR"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("SMARTSCHED_CLAIMS", str(tmp_path / "claims"))
     if request.node.get_closest_marker("gpu") is None:
         paths = [str(no_driver), os.environ.get("LD_LIBRARY_PATH", "")]
         monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep.join(path for path in paths if path))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, cast
 
+from smartsched.cli.claiming import claims_for
 from smartsched.cli.host import this_host
 from smartsched.cli.session import Session, state_folder
 from smartsched.cli.wiring import first_snapshot, start_sampler
@@ -21,7 +22,6 @@ from smartsched.core.model import Timestamp
 from smartsched.core.sight import see
 from smartsched.core.state import Closing, State
 from smartsched.edges.attempts import WRAPPER, Attempts
-from smartsched.edges.claims import NoClaims
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.family import Family
 from smartsched.edges.footprints import FootprintFile
@@ -143,6 +143,8 @@ def _assemble(
     remarks = Remarks(narrator.warn)
     for note in (*config.notes, *session.notes):
         warn(note)
+    claims = claims_for(config, warn)
+    stack.callback(claims.close)
     output = _output(config, session, waiter, warn)
     stack.callback(output.close)
     hooks = _hooks(config, warn)
@@ -153,7 +155,7 @@ def _assemble(
         gpus=sampler,
         launcher=processes,
         intake=session.intake,
-        claims=NoClaims(),
+        claims=claims,
         requests=SignalRequests(waiter, single=session.single),
         journal=session.journal,
         teller=hooks,

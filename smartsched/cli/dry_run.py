@@ -8,6 +8,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 
+from smartsched.cli.claiming import see_claims
 from smartsched.cli.wiring import check_source, first_snapshot, new_run_name, start_sampler
 from smartsched.config import Config, configure
 from smartsched.core import words
@@ -49,6 +50,7 @@ def main(args: argparse.Namespace) -> int:
         state.local_offset = clock.local_offset()
         see(state, snapshot, clock.now())
         _observe_for_the_window(state, sampler, waiter, clock, config)
+        see_claims(state, config, clock.now(), lambda text: print(text, file=sys.stderr))
         for spec in commands:
             apply(state, JobAccepted(clock.now(), state.next_job(), spec))
         found = survey(state, clock.now())

@@ -361,7 +361,7 @@ def _add_manners(group: argparse._ArgumentGroup) -> None:
         "--claims",
         metavar="DIR",
         help="where dispatchers of this box tell each other which GPUs they use"
-        " (default: a folder in /dev/shm or /tmp)",
+        " (default: SMARTSCHED_CLAIMS, else /dev/shm or /tmp)",
     )
     claims.add_argument("--no-claims", action="store_true", help="neither tell nor ask them")
 

@@ -27,6 +27,7 @@ _GROWS_FOR_SECONDS = 60.0
 _KEPT_FREE = 0.15
 # And over what it holds by then: a training first takes less than half of what it will have.
 _MAY_GROW_BY = 1.6
+_MANY = 10  # people who came, before it is taken for granted how they do
 # Strangers on a GPU where we run are noticed within two seconds.
 LOOK_EVERY_SECONDS = 1.5
 
@@ -104,10 +105,8 @@ def _to_make_room(
     state: State, gpu: GpuKey, watch: Watch, sample: GpuSample, ours: list[Run]
 ) -> list[Run]:
     """Youngest first, only as many as needed."""
-    usable = sample.memory_used_bytes + sample.memory_free_bytes
-    free, wanted = sample.memory_free_bytes, _KEPT_FREE * usable
-    if watch.use is not None:
-        wanted = max(wanted, _MAY_GROW_BY * watch.use.memory_bytes)
+    assert watch.use is not None
+    free, wanted = sample.memory_free_bytes, _wanted(sample, watch.use.memory_bytes)
     staying = {run.key for run in ours}
     for hold in state.holds_on(gpu):
         used = _used(state, hold.run, gpu)
@@ -141,11 +140,26 @@ def look_again_at(state: State, gpu: GpuKey) -> Timestamp:
 
 def memory_allows_more_time(state: State, run: Run) -> bool:
     """Whether a run that gives way may take its time to save its state."""
-    for gpu in run.status.placement.gpus:
-        watch = state.gpus.get(gpu.key)
-        if watch is None or not isinstance(watch.latest, GpuSample):
-            return False
-        usable = watch.latest.memory_used_bytes + watch.latest.memory_free_bytes
-        if watch.latest.memory_free_bytes < _KEPT_FREE * usable:
-            return False
-    return True
+    return all(_has_time(state, gpu.key) for gpu in run.status.placement.gpus)
+
+
+def _has_time(state: State, gpu: GpuKey) -> bool:
+    watch = state.gpus.get(gpu)
+    if watch is None or watch.use is None or not isinstance(watch.latest, GpuSample):
+        return False
+    if not watch.newcomers.has_settled(watch.latest) and not nobody_grabs(state):
+        return False
+    return watch.latest.memory_free_bytes >= _wanted(watch.latest, watch.use.memory_bytes)
+
+
+def nobody_grabs(state: State) -> bool:
+    """Whether of many people who came, none took most of a GPU's memory at once."""
+    seen = [watch.newcomers for watch in state.gpus.values()]
+    calm, grabs = sum(n.calm for n in seen), sum(n.grabs for n in seen)
+    return grabs == 0 and calm >= _MANY
+
+
+def _wanted(sample: GpuSample, strangers_bytes: int) -> float:
+    """What strangers that grow are to find free."""
+    usable = sample.memory_used_bytes + sample.memory_free_bytes
+    return max(_KEPT_FREE * usable, _MAY_GROW_BY * strangers_bytes)

@@ -89,6 +89,8 @@ def decide(state: State, now: Timestamp) -> Decision:
     if state.closing is Closing.NO:
         _place_queued_jobs(state, now, decision, released)
         _give_up_waiting(state, now, decision)
+    else:
+        _give_up_claims(state, Plan(), decision)
     decision.over = _is_over(state, now, decision)
     return decision
 

@@ -18,6 +18,7 @@ from smartsched.core.model import (
     GpuUnreadable,
     Timestamp,
 )
+from smartsched.core.newcomers import Newcomers
 from smartsched.core.strangers import (
     SLACK_BYTES,
     Hold,
@@ -137,6 +138,7 @@ class Watch:
     strangers: dict[int, Timestamp] = field(default_factory=dict)  # by pid: when first seen
     strangers_bytes: int = 0  # the last level that they had reached
     grown_at: Timestamp = float("-inf")  # when they came or grew last
+    newcomers: Newcomers = field(default_factory=Newcomers)
     given_way_to: set[int] = field(default_factory=set)  # pids for which a run of ours has left
 
 
@@ -181,6 +183,7 @@ def _take_in(watch: Watch, sample: GpuSample, holds: Collection[Hold], limits: T
     watch.is_unattributed = bool(holds) and is_theirs and not listed
     watch.is_partly_hidden = bool(holds) and is_theirs and listed
     _note_arrivals(watch, watch.use)
+    watch.newcomers.see(sample, watch.use.compute, now, beside_ours=bool(holds))
     for breach in (
         *_standing_breaches(now, sample),
         *_memory_breaches(now, sample, watch.use, limits),

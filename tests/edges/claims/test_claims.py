@@ -7,11 +7,10 @@ from contextlib import ExitStack
 from math import inf
 from pathlib import Path
 
+from smartsched.core.model import ClaimGranted, ClaimRefused
 from smartsched.edges.claims import (
     LAST_RETRY_SECONDS,
     LOCK_PATIENCE_SECONDS,
-    ClaimGranted,
-    ClaimRefused,
     FolderClaims,
     NoClaims,
 )
