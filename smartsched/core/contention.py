@@ -16,6 +16,7 @@ from smartsched.core.model import (
     Run,
     RunKey,
     Running,
+    Stopping,
     Timestamp,
 )
 from smartsched.core.standing import is_stale
@@ -27,7 +28,7 @@ _GROWS_FOR_SECONDS = 60.0
 _KEPT_FREE = 0.15
 # And over what it holds by then: a training first takes less than half of what it will have.
 _MAY_GROW_BY = 1.6
-_MANY = 10  # people who came, before it is taken for granted how they do
+_MANY = 12  # people who came, before it is taken for granted how they do
 # Strangers on a GPU where we run are noticed within two seconds.
 LOOK_EVERY_SECONDS = 1.5
 
@@ -139,17 +140,29 @@ def look_again_at(state: State, gpu: GpuKey) -> Timestamp:
 
 
 def memory_allows_more_time(state: State, run: Run) -> bool:
-    """Whether a run that gives way may take its time to save its state."""
-    return all(_has_time(state, gpu.key) for gpu in run.status.placement.gpus)
+    """Whether a run that gives way may take its time to save its state, once those that are
+    younger have gone."""
+    return all(_has_time(state, run, gpu.key) for gpu in run.status.placement.gpus)
 
 
-def _has_time(state: State, gpu: GpuKey) -> bool:
+def _has_time(state: State, run: Run, gpu: GpuKey) -> bool:
     watch = state.gpus.get(gpu)
     if watch is None or watch.use is None or not isinstance(watch.latest, GpuSample):
         return False
     if not watch.newcomers.has_settled(watch.latest) and not nobody_grabs(state):
         return False
-    return watch.latest.memory_free_bytes >= _wanted(watch.latest, watch.use.memory_bytes)
+    younger = (
+        _used(state, other.key, gpu)
+        for other in state.runs.values()
+        if isinstance(other.status, Stopping) and _began(other) > _began(run)
+    )
+    free = watch.latest.memory_free_bytes + sum(younger)
+    return free >= _wanted(watch.latest, watch.use.memory_bytes)
+
+
+def _began(run: Run) -> tuple[Timestamp, RunKey]:
+    status = run.status
+    return (status.started_at if isinstance(status, Stopping) else status.since), run.key
 
 
 def nobody_grabs(state: State) -> bool:

@@ -46,8 +46,8 @@ class Policy:
 
     @property
     def loses_work(self) -> bool:
-        """Whether runs are stopped for others, and lose what they have computed."""
-        return self.on_contention == "requeue" and not self.asks_for_checkpoints
+        """Whether runs are stopped for others, and may lose what they have computed."""
+        return self.on_contention == "requeue"
 
     @property
     def most_per_gpu(self) -> int:
