@@ -1,0 +1,210 @@
+"""Colleagues: who comes to which card when, and what they run there. The same with and without us.
+
+Everything about a visit is drawn from the seed alone, in the order in which a card's colleagues
+come; only when it ends, and so when the next one comes, depends on what else goes on in the world.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from tests.benchmarks.decisions.phases import (
+    CONTEXT_BYTES,
+    Demand,
+    LogNormal,
+    Phase,
+    exact,
+    on_cpu,
+    seconds_of,
+    starting,
+    training,
+)
+from tests.benchmarks.decisions.scenarios import Scenario
+from tests.benchmarks.decisions.world import START, Card, Fate, Process, World
+
+SHORT_GAP_SHARE = 0.35  # survey: between two visits to a card
+SHORT_GAP_SECONDS = 30.0  # survey
+LOOKING_SHARE = 0.7  # survey: of colleagues where they look at all, who take the emptiest card
+WARM_UP_SECONDS = 3600.0  # before we come: assumed, so that the box is as full as it will be
+NAMES = ("alice", "bob", "chen", "dana", "emre", "fay")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A way to use a card. `memory`: as a share of the card."""
+
+    command: str
+    seconds: LogNormal
+    memory: LogNormal
+    phases: Callable[[Random, Demand], list[Phase]]
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """What one colleague did, or is doing."""
+
+    seat: int  # whose successors come after it; also the card that is hard-coded
+    number: int  # among the seat's
+    kind: str
+    card: int
+    arrives: float
+    solo_seconds: float
+    process: Process
+    gpu_since: float  # alone; when its context appears
+    ends: float | None = None  # None: not yet
+    fate: Fate | None = None
+
+    @property
+    def id(self) -> tuple[int, int]:
+        return (self.seat, self.number)
+
+
+@dataclass(slots=True)
+class Colleagues:
+    """All of a world's. `choices`: the card of each visit, where that was decided before."""
+
+    world: World
+    scenario: Scenario
+    seed: int
+    looking: bool
+    choices: dict[tuple[int, int], int] | None = None
+    visits: dict[tuple[int, int], Visit] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        begin = START - WARM_UP_SECONDS
+        mean_gap = _mean_gap(self.scenario)
+        for card in self.world.cards:
+            seat = _Seat(self, card.index, Random(f"{self.scenario.name}/{self.seed}/{card.index}"))
+            if seat.pick.random() < self.scenario.load:
+                first = seat.pick.uniform(0.0, WARM_UP_SECONDS / 4)
+            else:
+                first = seat.pick.expovariate(1 / mean_gap)
+            self.world.at(begin + first, seat.arrive)
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """One colleague after the other, each after a gap."""
+
+    of: Colleagues
+    index: int
+    pick: Random
+    count: int = 0
+
+    def arrive(self) -> None:
+        of, pick, world = self.of, self.pick, self.of.world
+        self.count += 1
+        name = pick.choices(*zip(*of.scenario.colleagues.items(), strict=True))[0]
+        kind = KINDS[name]
+        demand = Demand(
+            kind.seconds.draw(pick),
+            int(kind.memory.draw(pick) * of.scenario.card_bytes),
+            draw_utilization(pick),
+        )
+        phases = kind.phases(pick, demand)
+        looks = of.looking and pick.random() < LOOKING_SHARE
+        gap, user = self._draw_gap(), pick.choice(NAMES)
+        card = self._card(looks=looks)
+
+        def ended(process: Process, fate: Fate) -> None:
+            visit.ends, visit.fate = world.time, fate
+            world.at(world.time + gap, self.arrive)
+
+        process = Process(world.new_pid(), False, user, kind.command, (card,), phases, ended)
+        visit = Visit(
+            self.index,
+            self.count,
+            name,
+            card.index,
+            world.time,
+            seconds_of(phases),
+            process,
+            gpu_since=world.time + phases[0].seconds,
+        )
+        of.visits[visit.id] = visit
+        world.start(process)
+
+    def _card(self, *, looks: bool) -> Card:
+        cards, choices = self.of.world.cards, self.of.choices
+        if choices is not None:
+            return cards[choices.get((self.index, self.count), self.index)]
+        if looks:
+            return min(cards, key=lambda c: (c.used_bytes, c.index != self.index, c.index))
+        return cards[self.index]
+
+    def _draw_gap(self) -> float:
+        pick = self.pick
+        if pick.random() < SHORT_GAP_SHARE:
+            return pick.expovariate(1 / SHORT_GAP_SECONDS)
+        long_gap = _mean_gap(self.of.scenario) - SHORT_GAP_SHARE * SHORT_GAP_SECONDS
+        return pick.expovariate((1 - SHORT_GAP_SHARE) / max(long_gap, SHORT_GAP_SECONDS))
+
+
+def _mean_gap(scenario: Scenario) -> float:
+    """That which makes colleagues be there for the scenario's share of the time."""
+    weights = scenario.colleagues
+    visit = sum(n * KINDS[kind].seconds.mean for kind, n in weights.items()) / sum(weights.values())
+    return visit * (1 - scenario.load) / scenario.load
+
+
+def draw_utilization(pick: Random) -> float:
+    """Survey: Beta(2, 1.6) within .12 to .98."""
+    return exact(0.12 + (0.98 - 0.12) * pick.betavariate(2.0, 1.6))
+
+
+def _trains(pick: Random, demand: Demand) -> list[Phase]:
+    begin = starting(pick, demand)
+    return [*begin, *training(pick, demand, demand.seconds - seconds_of(begin))]
+
+
+def _grabs(pick: Random, demand: Demand) -> list[Phase]:
+    """Takes nearly all memory in one go, as frameworks do that preallocate."""
+    begin = starting(pick, demand)[:2]
+    return [*begin, *training(pick, demand, demand.seconds - seconds_of(begin))]
+
+
+NOTE_STARTUP_SECONDS = LogNormal(4.0, 0.4, 2.0, 20.0)  # assumed
+NOTE_IDLE_SECONDS = LogNormal(240.0, 0.9, 10.0, 3600.0)  # assumed
+NOTE_BURST_SECONDS = LogNormal(15.0, 0.8, 2.0, 120.0)  # assumed
+
+
+def _takes_notes(pick: Random, demand: Demand) -> list[Phase]:
+    """A kernel that is left open: it holds its memory, and computes now and then."""
+    phases = [on_cpu(NOTE_STARTUP_SECONDS.draw(pick)), Phase(2.0, CONTEXT_BYTES)]
+    left = demand.seconds - seconds_of(phases)
+    memory = max(demand.memory_bytes, CONTEXT_BYTES)
+    while left > 0:
+        burst = Phase(NOTE_BURST_SECONDS.draw(pick), memory, demand.utilization, 0.1)
+        idle = Phase(NOTE_IDLE_SECONDS.draw(pick), memory)
+        phases += [burst, idle]
+        left -= burst.seconds + idle.seconds
+    return phases
+
+
+# Medians: survey; the rest is assumed.
+KINDS = {
+    "train": Kind(
+        "python train.py --config base.yaml",
+        LogNormal(2400.0, 0.8, 120.0, 6 * 3600.0),
+        LogNormal(0.35, 0.5, 0.05, 0.9),
+        _trains,
+    ),
+    "debug": Kind(
+        "python debug.py --fast-dev-run",
+        LogNormal(90.0, 0.6, 25.0, 900.0),
+        LogNormal(0.25, 0.6, 0.03, 0.9),
+        _trains,
+    ),
+    "grab": Kind(
+        "python serve.py --preallocate",
+        LogNormal(1500.0, 0.8, 120.0, 4 * 3600.0),
+        LogNormal(0.93, 0.0, 0.93, 0.93),
+        _grabs,
+    ),
+    "note": Kind(
+        "python -m ipykernel_launcher -f kernel.json",
+        LogNormal(5400.0, 0.6, 600.0, 8 * 3600.0),
+        LogNormal(0.15, 0.7, 0.02, 0.8),
+        _takes_notes,
+    ),
+}

@@ -1,0 +1,241 @@
+"""The loop's ports over the world: what a real box would tell it, and what it would do to it.
+
+Virtual time skips. A whole snapshot comes on the grid of the interval only after something has
+changed (and a window after somebody else's use has shrunk, when a card may have come free), else
+every few seconds. `every_second` leaves nothing out, and shows that this makes no difference.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from smartsched.core.actions import Launch, Tell
+from smartsched.core.decide import Decision
+from smartsched.core.events import (
+    DrainRequested,
+    Event,
+    InputRead,
+    RunCleared,
+    RunExited,
+    RunLaunched,
+    RunPostponed,
+    StopRequested,
+)
+from smartsched.core.model import (
+    Ending,
+    Exited,
+    GpuKey,
+    JobSpec,
+    Killed,
+    Observation,
+    ProcessId,
+    Run,
+    RunKey,
+    Snapshot,
+    Timestamp,
+    Wishes,
+)
+from smartsched.core.policy import Policy
+from smartsched.core.state import State
+from smartsched.ports import Arrived
+from tests.benchmarks.decisions.fleet import Attempt, Fleet
+from tests.benchmarks.decisions.jobs import Job
+from tests.benchmarks.decisions.readings import read
+from tests.benchmarks.decisions.world import FOREVER, HOST, START, World
+
+LOOK_TAKES_SECONDS = 0.001
+# Below what a dispatcher allows for: it takes a GPU for unknown that it has not seen for longer.
+LONGEST_SKIP_SECONDS = 5.0
+_SIGTERM, _SIGKILL = 15, 9
+_OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory."
+# Later versions of the dispatcher read it out of the run's log.
+_TELLS_OUT_OF_MEMORY = "out_of_memory" in {field.name for field in fields(RunExited)}
+
+
+@dataclass(slots=True)
+class Clock:
+    world: World
+
+    def now(self) -> Timestamp:
+        return self.world.time
+
+
+@dataclass(slots=True)
+class Gpus:
+    world: World
+    interval: float
+    window: float  # after which a card that came free counts as free
+    every_second: bool = False
+    due: float = START
+    last: float = float("-inf")
+    looks: dict[str, tuple[int, float]] = field(default_factory=dict)  # which card, and when
+    reviews: list[float] = field(default_factory=list)  # when windows will have passed
+    snapshots: int = 0
+
+    def take(self, now: Timestamp) -> Sequence[Observation]:
+        if now >= self.due:
+            self._plan_next(now)
+            self.looks.clear()
+            return [Snapshot(HOST, now, read(self.world, self.world.cards), whole=True)]
+        asked = [uuid for uuid, (_, at) in self.looks.items() if at <= now]
+        cards = [self.world.cards[self.looks.pop(uuid)[0]] for uuid in asked]
+        return [Snapshot(HOST, now, read(self.world, cards), whole=False)] if cards else []
+
+    def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None:
+        for key, _ in gpus:
+            index = next(card.index for card in self.world.cards if card.key == key)
+            self.looks.setdefault(key.uuid, (index, now + LOOK_TAKES_SECONDS))
+
+    def wake_at(self) -> Timestamp:
+        return min([self.due, *(at for _, at in self.looks.values())])
+
+    def notice(self) -> None:
+        """Something may have changed by now: then the next point of the grid is not left out."""
+        world = self.world
+        if world.changed:
+            world.changed = False
+            self.due = min(self.due, max(self._on_grid(world.time), self.last + self.interval))
+        if world.eased:
+            world.eased = False
+            heapq.heappush(self.reviews, self._on_grid(world.time) + self.window)
+
+    def _plan_next(self, now: float) -> None:
+        self.snapshots += 1
+        self.last = now
+        longest = max(1, int(LONGEST_SKIP_SECONDS / self.interval)) * self.interval
+        self.due = now + (self.interval if self.every_second else longest)
+        while self.reviews and self.reviews[0] <= now:
+            heapq.heappop(self.reviews)
+        if self.reviews:
+            self.due = min(self.due, max(self._on_grid(self.reviews[0]), now + self.interval))
+
+    def _on_grid(self, time: float) -> float:
+        points = -((START - time) // self.interval)
+        return START + points * self.interval
+
+
+@dataclass(slots=True)
+class Waiter:
+    world: World
+    gpus: Gpus
+    fleet: Fleet
+
+    def wait(self, until: Timestamp) -> None:
+        world = self.world
+        while not self.fleet.ended:
+            wake = min(until, self.gpus.wake_at())
+            if world.next_time() > wake:
+                world.time = max(world.time, wake)
+                return
+            world.step()
+            self.gpus.notice()
+
+
+@dataclass(slots=True)
+class Launcher:
+    fleet: Fleet
+    jobs: Mapping[str, Job]  # by their commands
+    runs: dict[RunKey, Attempt] = field(default_factory=dict)
+    keys: dict[int, RunKey] = field(default_factory=dict)  # by pid
+    signals: dict[int, int] = field(default_factory=dict)  # of what they were stopped, by pid
+
+    def launch(self, launch: Launch, now: Timestamp) -> RunLaunched | RunPostponed | RunExited:
+        assert launch.run not in self.runs, "launched twice"
+        cards = [int(gpu.label) for gpu in launch.placement.gpus]
+        attempt = self.fleet.start(self.jobs[launch.spec.command], cards)
+        pid = attempt.process.pid
+        self.runs[launch.run], self.keys[pid] = attempt, launch.run
+        return RunLaunched(now, launch.run, ProcessId(pid, int(now), "boot"), None)
+
+    def adopt(self, run: Run, now: Timestamp) -> Sequence[RunLaunched]:
+        raise NotImplementedError  # one dispatcher sees it through
+
+    def terminate(self, run: RunKey) -> None:
+        self._signal(run, _SIGTERM)
+
+    def kill(self, run: RunKey) -> None:
+        self._signal(run, _SIGKILL)
+
+    def checkpoint(self, run: RunKey) -> None:
+        attempt = self.runs[run]
+        self.signals[attempt.process.pid] = _SIGTERM
+        self.fleet.checkpoint(attempt)
+
+    def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared | RunPostponed]:
+        return [self._exited(attempt, now) for attempt in self.fleet.take()]
+
+    def written(self, events: Sequence[Event]) -> None: ...
+
+    def wake_at(self) -> Timestamp:
+        return self.fleet.world.time if self.fleet.ended else FOREVER
+
+    def _signal(self, run: RunKey, signum: int) -> None:
+        attempt = self.runs[run]
+        if attempt.ended is None:
+            self.signals[attempt.process.pid] = signum
+            self.fleet.stop(attempt)
+
+    def _exited(self, attempt: Attempt, now: Timestamp) -> RunExited:
+        pid = attempt.process.pid
+        more: dict[str, Any] = {}
+        ending: Ending
+        match attempt.end:
+            case "oom":
+                ending = Exited(1)
+                more = {"out_of_memory": _OUT_OF_MEMORY} if _TELLS_OUT_OF_MEMORY else {}
+            case "stopped":
+                ending = Killed(self.signals[pid])
+            case _:  # what was saved looks like what is done, as with most handlers of the signal
+                ending = Exited(0)
+        return RunExited(now, self.keys.pop(pid), ending, leftovers=0, **more)
+
+
+@dataclass(slots=True)
+class Intake:
+    left: list[Job]  # the next one last
+
+    def take(self, most: int) -> Sequence[Arrived]:
+        taken = [self.left.pop() for _ in range(min(most, len(self.left)))]
+        return [Arrived(_spec(job)) for job in taken]
+
+    def finished(self, now: Timestamp) -> Sequence[InputRead]:
+        return []
+
+    def has_more(self) -> bool:
+        return False  # there is only more once there is room for it
+
+    def ended(self) -> bool:
+        return not self.left
+
+    def close(self) -> None: ...
+
+
+def _spec(job: Job) -> JobSpec:
+    return JobSpec(job.command, "list", wishes=Wishes(gpus=job.gpus if job.gpus != 1 else None))
+
+
+class Journal:
+    def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
+        return None
+
+
+class Teller:
+    def tell(self, what: Tell) -> None: ...
+
+
+class Requests:
+    def take(self, now: Timestamp) -> Sequence[DrainRequested | StopRequested]:
+        return []
+
+
+class Observer:
+    def recorded(self, event: Event, state: State, now: Timestamp) -> None: ...
+    def decided(self, decision: Decision, state: State, now: Timestamp) -> None: ...
+    def wake_at(self) -> Timestamp:
+        return FOREVER
+
+
+def gpus_for(world: World, policy: Policy, *, every_second: bool) -> Gpus:
+    window = policy.thresholds.free_for_seconds
+    return Gpus(world, policy.interval_seconds, window, every_second)
