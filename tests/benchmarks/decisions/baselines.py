@@ -21,8 +21,11 @@ class Queue:
     left: list[Job]
     running: list[Attempt]
 
-    def start(self, cards: Sequence[int]) -> None:
-        self.running.append(self.game.fleet.start(self.left.pop(0), cards))
+    def start(self, cards: Sequence[int], job: Job | None = None) -> None:
+        """The next one, if it is not said which."""
+        job = self.left[0] if job is None else job
+        self.left.remove(job)
+        self.running.append(self.game.fleet.start(job, cards))
 
     def settle(self) -> None:
         for attempt in self.game.fleet.take():

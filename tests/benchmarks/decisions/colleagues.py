@@ -94,7 +94,7 @@ class _Seat:
     def arrive(self) -> None:
         of, pick, world = self.of, self.pick, self.of.world
         self.count += 1
-        name = pick.choices(*zip(*of.scenario.colleagues.items(), strict=True))[0]
+        name = pick.choices(*zip(*of.scenario.colleagues, strict=True))[0]
         kind = KINDS[name]
         demand = Demand(
             kind.seconds.draw(pick),
@@ -142,8 +142,8 @@ class _Seat:
 
 def _mean_gap(scenario: Scenario) -> float:
     """That which makes colleagues be there for the scenario's share of the time."""
-    weights = scenario.colleagues
-    visit = sum(n * KINDS[kind].seconds.mean for kind, n in weights.items()) / sum(weights.values())
+    seconds = sum(weight * KINDS[kind].seconds.mean for kind, weight in scenario.colleagues)
+    visit = seconds / sum(weight for _, weight in scenario.colleagues)
     return visit * (1 - scenario.load) / scenario.load
 
 
@@ -186,13 +186,13 @@ KINDS = {
     "train": Kind(
         "python train.py --config base.yaml",
         LogNormal(2400.0, 0.8, 120.0, 6 * 3600.0),
-        LogNormal(0.35, 0.5, 0.05, 0.9),
+        LogNormal(0.35, 0.8, 0.02, 0.95),
         _trains,
     ),
     "debug": Kind(
         "python debug.py --fast-dev-run",
         LogNormal(90.0, 0.6, 25.0, 900.0),
-        LogNormal(0.25, 0.6, 0.03, 0.9),
+        LogNormal(0.25, 0.8, 0.02, 0.95),
         _trains,
     ),
     "grab": Kind(

@@ -131,15 +131,11 @@ class OraclePack:
             if (until := self.alone.free_until(card.index, now)) is not None
         }
         plan = _Plan(game, gaps, [_Task.of(attempt, now) for attempt in queue.running])
-        tried: set[tuple[str, int]] = set()
         for job in list(queue.left):
             cards = plan.find_cards(job)
             if cards is not None:
-                queue.left.remove(job)
-                queue.left.insert(0, job)
-                queue.start(cards)
+                queue.start(cards, job)
                 plan.tasks.append(_Task.of(queue.running[-1], now))
-            tried.add((job.family, 0))
 
 
 @dataclass(slots=True, eq=False)
