@@ -115,7 +115,7 @@ def _tell(done: int, of: int) -> None:
 
 
 def _say_how_long(scores: Sequence[Score], seconds: float) -> None:
-    ticks, played = sum(s.ticks for s in scores), sum(s.wall_seconds for s in scores)
+    ticks, played = sum(s.ticks for s in scores), sum(s.cpu_seconds for s in scores)
     days = sum(s.makespan for s in scores if s.ticks) / 86400
     print(
         f"\n{len(scores)} games in {seconds:.0f} s; {days:.0f} days of the loop's time,"

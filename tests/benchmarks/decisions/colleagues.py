@@ -4,6 +4,7 @@ Everything about a visit is drawn from the seed alone, in the order in which a c
 come; only when it ends, and so when the next one comes, depends on what else goes on in the world.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -24,6 +25,9 @@ from tests.benchmarks.decisions.world import START, Card, Fate, Process, World
 
 SHORT_GAP_SHARE = 0.35  # survey: between two visits to a card
 SHORT_GAP_SECONDS = 30.0  # survey
+# Assumed: nights and meetings. Were long gaps without memory instead, a job of two hours would find
+# none in a box that is busy.
+LONG_GAP_SIGMA = 1.4
 LOOKING_SHARE = 0.7  # survey: of colleagues where they look at all, who take the emptiest card
 WARM_UP_SECONDS = 3600.0  # before we come: assumed, so that the box is as full as it will be
 NAMES = ("alice", "bob", "chen", "dana", "emre", "fay")
@@ -72,13 +76,12 @@ class Colleagues:
 
     def __post_init__(self) -> None:
         begin = START - WARM_UP_SECONDS
-        mean_gap = _mean_gap(self.scenario)
         for card in self.world.cards:
             seat = _Seat(self, card.index, Random(f"{self.scenario.name}/{self.seed}/{card.index}"))
             if seat.pick.random() < self.scenario.load:
                 first = seat.pick.uniform(0.0, WARM_UP_SECONDS / 4)
             else:
-                first = seat.pick.expovariate(1 / mean_gap)
+                first = seat.pick.random() * _long_gap(seat.pick, self.scenario, by_length=True)
             self.world.at(begin + first, seat.arrive)
 
 
@@ -136,8 +139,16 @@ class _Seat:
         pick = self.pick
         if pick.random() < SHORT_GAP_SHARE:
             return pick.expovariate(1 / SHORT_GAP_SECONDS)
-        long_gap = _mean_gap(self.of.scenario) - SHORT_GAP_SHARE * SHORT_GAP_SECONDS
-        return pick.expovariate((1 - SHORT_GAP_SHARE) / max(long_gap, SHORT_GAP_SECONDS))
+        return _long_gap(pick, self.of.scenario)
+
+
+def _long_gap(pick: Random, scenario: Scenario, *, by_length: bool = False) -> float:
+    """`by_length`: as one finds it who looks at any moment; mostly a longer one."""
+    seconds = _mean_gap(scenario) - SHORT_GAP_SHARE * SHORT_GAP_SECONDS
+    mean = max(seconds / (1 - SHORT_GAP_SHARE), SHORT_GAP_SECONDS)
+    variance = LONG_GAP_SIGMA**2
+    mu = math.log(mean) + (variance / 2 if by_length else -variance / 2)
+    return pick.lognormvariate(mu, LONG_GAP_SIGMA)
 
 
 def _mean_gap(scenario: Scenario) -> float:

@@ -48,7 +48,7 @@ class Score:
     unfinished: int = 0  # jobs, when it was over
     done_twice: int = 0
     # What it took to find out
-    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
     ticks: int = 0
 
     def as_json(self) -> dict[str, object]:
@@ -66,7 +66,7 @@ def score(policy: str, game: Game, alone: Alone, lower_bound: float) -> Score:
         makespan=game.seconds,
         mean_completion=sum(times) / len(times) if times else game.seconds,
         lower_bound=lower_bound,
-        wall_seconds=game.wall_seconds,
+        cpu_seconds=game.cpu_seconds,
         ticks=game.ticks,
     )
     found.unfinished = len(game.jobs) - len(times)

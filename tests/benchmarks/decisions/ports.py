@@ -1,8 +1,9 @@
 """The loop's ports over the world: what a real box would tell it, and what it would do to it.
 
-Virtual time skips. A whole snapshot comes on the grid of the interval only after something has
-changed (and a window after somebody else's use has shrunk, when a card may have come free), else
-every few seconds. `every_second` leaves nothing out, and shows that this makes no difference.
+Virtual time skips. Whole snapshots come every few seconds only. In between, those cards are seen on
+the grid of the interval on which something has changed (and all of them a window after somebody
+else's use has shrunk, when a card may have come free). `every_second` leaves nothing out, and shows
+that this makes no difference.
 """
 
 import heapq
@@ -67,48 +68,52 @@ class Gpus:
     interval: float
     window: float  # after which a card that came free counts as free
     every_second: bool = False
-    due: float = START
-    last: float = float("-inf")
-    looks: dict[str, tuple[int, float]] = field(default_factory=dict)  # which card, and when
-    reviews: list[float] = field(default_factory=list)  # when windows will have passed
-    snapshots: int = 0
+    whole_due: float = START
+    last: float = float("-inf")  # point of the grid at which something was told
+    looks: list[tuple[float, int]] = field(default_factory=list)  # when to see which card; a heap
 
     def take(self, now: Timestamp) -> Sequence[Observation]:
-        if now >= self.due:
+        whole, indices = now >= self.whole_due, set()
+        while self.looks and self.looks[0][0] <= now:
+            indices.add(heapq.heappop(self.looks)[1])
+        if whole:
             self._plan_next(now)
-            self.looks.clear()
-            return [Snapshot(HOST, now, read(self.world, self.world.cards), whole=True)]
-        asked = [uuid for uuid, (_, at) in self.looks.items() if at <= now]
-        cards = [self.world.cards[self.looks.pop(uuid)[0]] for uuid in asked]
-        return [Snapshot(HOST, now, read(self.world, cards), whole=False)] if cards else []
+        elif not indices:
+            return []
+        cards = self.world.cards
+        seen = cards if whole else [cards[index] for index in sorted(indices)]
+        if self._on_grid(now) == now:
+            self.last = now
+        return [Snapshot(HOST, now, read(self.world, seen), whole)]
 
     def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None:
         for key, _ in gpus:
-            index = next(card.index for card in self.world.cards if card.key == key)
-            self.looks.setdefault(key.uuid, (index, now + LOOK_TAKES_SECONDS))
+            look = (now + LOOK_TAKES_SECONDS, int(key.uuid[4:12], 16))
+            if look not in self.looks:
+                heapq.heappush(self.looks, look)
 
     def wake_at(self) -> Timestamp:
-        return min([self.due, *(at for _, at in self.looks.values())])
+        return min(self.whole_due, self.looks[0][0]) if self.looks else self.whole_due
 
     def notice(self) -> None:
-        """Something may have changed by now: then the next point of the grid is not left out."""
+        """What has changed by now is seen at the next point of the grid."""
         world = self.world
-        if world.changed:
-            world.changed = False
-            self.due = min(self.due, max(self._on_grid(world.time), self.last + self.interval))
-        if world.eased:
-            world.eased = False
-            heapq.heappush(self.reviews, self._on_grid(world.time) + self.window)
+        if not world.changed:
+            return
+        point = self._on_grid(world.time)
+        if point == self.last:  # it happened just after we looked
+            point += self.interval
+        for index in world.changed:
+            if point < self.whole_due:
+                heapq.heappush(self.looks, (point, index))
+        for index in world.eased:
+            heapq.heappush(self.looks, (self._on_grid(point + self.window), index))
+        world.changed.clear()
+        world.eased.clear()
 
     def _plan_next(self, now: float) -> None:
-        self.snapshots += 1
-        self.last = now
-        longest = max(1, int(LONGEST_SKIP_SECONDS / self.interval)) * self.interval
-        self.due = now + (self.interval if self.every_second else longest)
-        while self.reviews and self.reviews[0] <= now:
-            heapq.heappop(self.reviews)
-        if self.reviews:
-            self.due = min(self.due, max(self._on_grid(self.reviews[0]), now + self.interval))
+        skipped = 1 if self.every_second else max(1, int(LONGEST_SKIP_SECONDS / self.interval))
+        self.whole_due = now + skipped * self.interval
 
     def _on_grid(self, time: float) -> float:
         points = -((START - time) // self.interval)

@@ -76,9 +76,10 @@ class World:
     physics: Physics
     noise: Random
     time: float
-    # What has changed since somebody last looked, and whether somebody else's use has shrunk.
-    changed: bool = False
-    eased: bool = False
+    # Cards of which there is something new to see, and those where somebody else's use has shrunk;
+    # whoever looks clears them.
+    changed: set[int] = field(default_factory=set)
+    eased: set[int] = field(default_factory=set)
     plan: list[tuple[float, int, Callable[[], None] | Process, int]] = field(default_factory=list)
     _planned: int = 0
     _last_pid: int = 10_000
@@ -178,7 +179,7 @@ class World:
             self._adjust(process.cards, but=process)
         self._set_speed(process)
         self._replan(process)
-        if phase.on_gpu:
+        if phase.on_gpu and (asked or not process.is_ours):
             self._note(process, eased=phase.utilization < before.utilization)
 
     def _leave_phase(self, process: Process) -> None:
@@ -189,8 +190,11 @@ class World:
             card.strangers_load -= 0.0 if process.is_ours else phase.utilization
 
     def _note(self, process: Process, *, eased: bool) -> None:
-        self.changed = True
-        self.eased = self.eased or (eased and not process.is_ours)
+        """That our own are now busy and now not is seen early enough in the next sample."""
+        for card in process.cards:
+            self.changed.add(card.index)
+            if eased and not process.is_ours:
+                self.eased.add(card.index)
 
     def _adjust(self, cards: Iterable[Card], but: Process | None = None) -> None:
         """Somebody's use of these has changed: the others' speeds do."""
