@@ -10,6 +10,7 @@ from typing import Protocol
 from smartsched.cli.parser import parse
 from smartsched.config import configure
 from smartsched.core.policy import Policy
+from smartsched.core.state import State
 from smartsched.loop import Loop
 from smartsched.loop import World as Ports
 from tests.benchmarks.decisions import ports
@@ -97,11 +98,12 @@ class Smartsched:
                 launcher=launcher,
                 intake=ports.Intake(game.jobs[::-1]),
                 requests=ports.Requests(),
+                claims=ports.Claims(),
                 journal=ports.Journal(),
                 teller=ports.Teller(),
                 observer=ports.Observer(),
             ),
-            policy,
+            State(policy),
         )
         while not (decision := loop.tick()).over and world.time < deadline:
             game.ticks += 1

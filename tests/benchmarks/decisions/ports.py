@@ -7,9 +7,8 @@ that this makes no difference.
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from smartsched.core.actions import Launch, Tell
 from smartsched.core.decide import Decision
@@ -24,6 +23,7 @@ from smartsched.core.events import (
     StopRequested,
 )
 from smartsched.core.model import (
+    ClaimAnswer,
     Ending,
     Exited,
     GpuKey,
@@ -50,8 +50,6 @@ LOOK_TAKES_SECONDS = 0.001
 LONGEST_SKIP_SECONDS = 5.0
 _SIGTERM, _SIGKILL = 15, 9
 _OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory."
-# Later versions of the dispatcher read it out of the run's log.
-_TELLS_OUT_OF_MEMORY = "out_of_memory" in {field.name for field in fields(RunExited)}
 
 
 @dataclass(slots=True)
@@ -60,6 +58,9 @@ class Clock:
 
     def now(self) -> Timestamp:
         return self.world.time
+
+    def local_offset(self) -> float:
+        return 0.0
 
 
 @dataclass(slots=True)
@@ -183,17 +184,16 @@ class Launcher:
 
     def _exited(self, attempt: Attempt, now: Timestamp) -> RunExited:
         pid = attempt.process.pid
-        more: dict[str, Any] = {}
         ending: Ending
+        said = ""
         match attempt.end:
             case "oom":
-                ending = Exited(1)
-                more = {"out_of_memory": _OUT_OF_MEMORY} if _TELLS_OUT_OF_MEMORY else {}
+                ending, said = Exited(1), _OUT_OF_MEMORY
             case "stopped":
                 ending = Killed(self.signals[pid])
             case _:  # what was saved looks like what is done, as with most handlers of the signal
                 ending = Exited(0)
-        return RunExited(now, self.keys.pop(pid), ending, leftovers=0, **more)
+        return RunExited(now, self.keys.pop(pid), ending, leftovers=0, out_of_memory=said)
 
 
 @dataclass(slots=True)
@@ -218,6 +218,21 @@ class Intake:
 
 def _spec(job: Job) -> JobSpec:
     return JobSpec(job.command, "list", wishes=Wishes(gpus=job.gpus if job.gpus != 1 else None))
+
+
+class Claims:
+    """Nobody else has a dispatcher here."""
+
+    def ask(self, gpus: Sequence[tuple[GpuKey, int]], now: Timestamp) -> None:
+        raise NotImplementedError  # --simulate goes without claims
+
+    def release(self, gpus: Collection[GpuKey], now: Timestamp) -> None: ...
+
+    def take(self, now: Timestamp) -> Sequence[ClaimAnswer]:
+        return []
+
+    def wake_at(self) -> Timestamp:
+        return FOREVER
 
 
 class Journal:
