@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := 4,seed=2 --free-for 2s
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: check test demo format lint types soak gpu bench help
+.PHONY: check test demo format lint types soak gpu bench bench-decisions help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -46,3 +46,6 @@ gpu: $(INSTALLED)  ## the tests that need a real NVIDIA GPU and torch
 
 bench: $(INSTALLED)  ## what performance claims are measured with
 	$(BIN)/python tests/benchmarks/dispatch.py
+
+bench-decisions: $(INSTALLED)  ## harm and speed of decisions, against a world without us
+	$(BIN)/python -m tests.benchmarks.decisions $(ARGS)

@@ -79,7 +79,12 @@ def _settings(args: argparse.Namespace) -> list[Setting]:
     kinds = {"blind": [False], "looking": [True], "both": [False, True]}[args.colleagues]
     return [
         Setting(
-            _KNOWN[name], seed, looking, args.checkpointable, physics, every_second=args.every_second
+            _KNOWN[name],
+            seed,
+            looking,
+            args.checkpointable,
+            physics,
+            every_second=args.every_second,
         )
         for looking in kinds
         for name in args.scenarios.split(",")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.benchmarks.decisions.fleet import Attempt
 from tests.benchmarks.decisions.jobs import Job
-from tests.benchmarks.decisions.play import Game
+from tests.benchmarks.decisions.play import Game, Player
 from tests.benchmarks.decisions.readings import utilization
 
 
@@ -96,7 +96,7 @@ class Poll:
             del idle[:gpus]
 
 
-BASELINES = {
+BASELINES: dict[str, Player] = {
     "fixed list, all": FixedList(),
     "naive poll 10 %": Poll(10.0, 10.0, one_per_card=False),
     "loose poll 50 %": Poll(50.0, 10.0, one_per_card=False),

@@ -64,12 +64,19 @@ def measure(
     """In the order of settings; the oracle's own games come with them. `tell`: how many are done,
     of how many."""
     games = [(setting, entrant) for setting in settings for entrant in (None, *entrants)]
+    if processes == 1:
+        return [_told(tell, n, len(games), _score_of(*g)) for n, g in enumerate(games, start=1)]
     games.sort(key=lambda game: -_size(game[0]))  # the long ones first, so that none is left over
     with ProcessPoolExecutor(processes) as pool:
         futures = [pool.submit(_score_of, *game) for game in games]
         for done, _ in enumerate(as_completed(futures), start=1):
             tell(done, len(games))
     return [future.result() for future in futures]
+
+
+def _told(tell: Callable[[int, int], None], done: int, of: int, score: Score) -> Score:
+    tell(done, of)
+    return score
 
 
 def _score_of(setting: Setting, entrant: Entrant | None) -> Score:

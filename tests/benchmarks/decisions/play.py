@@ -1,8 +1,7 @@
 """One game: a scenario, a seed, a kind of colleagues and a policy, played to the end."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol

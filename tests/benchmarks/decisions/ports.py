@@ -6,6 +6,8 @@ else's use has shrunk, when a card may have come free). `every_second` leaves no
 that this makes no difference.
 """
 
+# ruff: noqa: ARG002  # a port's methods have the port's arguments
+
 import heapq
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -24,6 +24,7 @@ class Limits:
 
 
 LIMITS = Limits()
+_WIDTH = 165
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def rows(scores: Sequence[Score]) -> list[Row]:
     groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in scores:
         groups.setdefault((score.policy, score.colleagues, score.scenario), []).append(score)
-    order = sorted(groups.items(), key=lambda group: (list(policies).index(group[0][0])))
+    order = sorted(groups.items(), key=lambda group: list(policies).index(group[0][0]))
     return [
         Row(policy, scenario, colleagues, tuple(group))
         for (policy, colleagues, scenario), group in order
@@ -139,7 +140,7 @@ def _worst(what: str, some: Sequence[Row], value: Callable[[Row], float], limit:
 
 def show(all_rows: Sequence[Row], checked: Sequence[str], *, checkpointable: bool) -> bool:
     """Whether all of the checked policies passed all gates."""
-    console = Console(width=None if Console().is_terminal else 150)
+    console = Console(width=max(Console().width, _WIDTH))
     console.print(_table([*all_rows, *together(all_rows)]))
     passed = True
     for policy in checked:
@@ -154,19 +155,19 @@ def show(all_rows: Sequence[Row], checked: Sequence[str], *, checkpointable: boo
     return passed
 
 
-_COLUMNS = (
-    ("makespan\n/LB", lambda r: f"{r.ratio('makespan', 'lower_bound'):.2f}"),
-    ("makespan\n/oracle", lambda r: f"{r.over_oracle:.2f}"),
+_COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("makesp.\n/LB", lambda r: f"{r.ratio('makespan', 'lower_bound'):.2f}"),
+    ("makesp.\n/oracle", lambda r: f"{r.over_oracle:.2f}"),
     (
-        "mean compl.\n/oracle",
+        "mean c.\n/oracle",
         lambda r: f"{r.ratio('mean_completion', 'oracle_mean_completion'):.2f}",
     ),
     ("coll.\nOOM %", lambda r: f"{r.colleague_ooms:.2f}"),
     ("coll.\ndelay %", lambda r: f"{r.delay:.2f}"),
     ("of it\nours %", lambda r: f"{r.lost_to_us:.2f}"),
-    ("delayed\n> 5 %, %", lambda r: f"{r.share('delayed', 'compared'):.1f}"),
+    ("delayed\n> 5 % %", lambda r: f"{r.share('delayed', 'compared'):.1f}"),
     ("own OOM\n%", lambda r: f"{r.share('own_ooms', 'launches'):.2f}"),
-    ("... after\nfirst %", lambda r: f"{r.later_own_ooms:.2f}"),
+    ("... later\n%", lambda r: f"{r.later_own_ooms:.2f}"),
     ("waste\n%", lambda r: f"{r.waste:.1f}"),
     ("stopped\na game", lambda r: f"{r.sum('stopped') / len(r.scores):.0f}"),
     ("not\ndone", lambda r: f"{_astray(r):.0f}"),

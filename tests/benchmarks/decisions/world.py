@@ -179,8 +179,8 @@ class World:
             self._adjust(process.cards, but=process)
         self._set_speed(process)
         self._replan(process)
-        if phase.on_gpu and (asked or not process.is_ours):
-            self._note(process, eased=phase.utilization < before.utilization)
+        if asked:
+            self._note(process, eased=asked < 0)
 
     def _leave_phase(self, process: Process) -> None:
         phase = process.phase
@@ -190,7 +190,7 @@ class World:
             card.strangers_load -= 0.0 if process.is_ours else phase.utilization
 
     def _note(self, process: Process, *, eased: bool) -> None:
-        """That our own are now busy and now not is seen early enough in the next sample."""
+        """That somebody is now busy and now not is seen early enough in the next whole sample."""
         for card in process.cards:
             self.changed.add(card.index)
             if eased and not process.is_ours:
