@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.benchmarks.decisions.baselines import BASELINES
 from tests.benchmarks.decisions.harm import Score
-from tests.benchmarks.decisions.measure import Entrant, measure
+from tests.benchmarks.decisions.measure import ORACLE, Entrant, measure
 from tests.benchmarks.decisions.play import Setting, Smartsched
 from tests.benchmarks.decisions.report import rows, show
 from tests.benchmarks.decisions.scenarios import SCENARIOS, TINY
@@ -36,9 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     entrants += [Entrant(name, BASELINES[name]) for name in wanted]
     began = time.monotonic()
     scores = measure(_settings(args), entrants, args.processes, _tell)
+    scores = _in_order(scores, [ORACLE, *(entrant.name for entrant in entrants)])
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    passed = show(rows(_in_order(scores)), list(policies), checkpointable=args.checkpointable)
+    passed = show(rows(scores), list(policies), checkpointable=args.checkpointable)
     _say_how_long(scores, time.monotonic() - began)
     if args.json is not None:
         result = {"arguments": vars(args), "games": [score.as_json() for score in scores]}
@@ -109,14 +110,22 @@ def _entrant(name: str, flags: str) -> Entrant:
     return Entrant(name, player)
 
 
-def _in_order(scores: Sequence[Score]) -> list[Score]:
-    scenarios = list(_KNOWN)
-    return sorted(scores, key=lambda s: (s.colleagues, scenarios.index(s.scenario), s.seed))
+def _in_order(scores: Sequence[Score], policies: Sequence[str]) -> list[Score]:
+    scenarios, policies = list(_KNOWN), list(policies)
+    return sorted(
+        scores,
+        key=lambda s: (
+            policies.index(s.policy),
+            s.colleagues,
+            scenarios.index(s.scenario),
+            s.seed,
+        ),
+    )
 
 
 def _tell(done: int, of: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r{done} of {of} games", end="", file=sys.stderr, flush=True)
+        print(f"\r{done} of {of} boxes", end="", file=sys.stderr, flush=True)
 
 
 def _say_how_long(scores: Sequence[Score], seconds: float) -> None:

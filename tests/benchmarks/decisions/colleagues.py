@@ -57,6 +57,7 @@ class Visit:
     gpu_since: float  # alone; when its context appears
     ends: float | None = None  # None: not yet
     fate: Fate | None = None
+    beside_us: bool = False  # whether a run of ours was on its card when it ended
 
     @property
     def id(self) -> tuple[int, int]:
@@ -111,6 +112,7 @@ class _Seat:
 
         def ended(process: Process, fate: Fate) -> None:
             visit.ends, visit.fate = world.time, fate
+            visit.beside_us = any(other.is_ours for other in card.processes)
             world.at(world.time + gap, self.arrive)
 
         process = Process(world.new_pid(), False, user, kind.command, (card,), phases, ended)

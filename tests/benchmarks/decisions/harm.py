@@ -29,6 +29,7 @@ class Score:
     # Colleagues
     visits: int = 0
     ooms: int = 0
+    ooms_beside_us: int = 0  # of these, where a run of ours was on the card
     ooms_alone: int = 0  # of the same visits, in the world without us
     compared: int = 0  # that ended well in both worlds
     solo_seconds: float = 0.0  # theirs, without us
@@ -83,7 +84,7 @@ def _count_visits(found: Score, game: Game, alone: Alone) -> None:
     for key, visit in game.colleagues.visits.items():
         found.visits += 1
         found.ooms += visit.fate == "oom"
-        found.lost_to_us_seconds += visit.process.lost_to_us
+        found.ooms_beside_us += visit.fate == "oom" and visit.beside_us
         other = without_us.get(key)
         if other is None:
             continue
@@ -94,6 +95,7 @@ def _count_visits(found: Score, game: Game, alone: Alone) -> None:
             solo = other.ends - other.arrives
             delay = (visit.ends - visit.arrives) - solo
             found.compared += 1
+            found.lost_to_us_seconds += visit.process.lost_to_us
             found.solo_seconds += solo
             found.delay_seconds += delay
             found.delayed += delay > NOTICEABLE_DELAY * solo

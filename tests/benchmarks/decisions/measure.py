@@ -1,6 +1,6 @@
 """All the games that were asked for, on all cores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +10,7 @@ from tests.benchmarks.decisions.oracle import Alone, OraclePack, lower_bound
 from tests.benchmarks.decisions.play import Game, Player, Setting, new_game, play
 from tests.benchmarks.decisions.world import START
 
+ORACLE = "oracle_pack"
 # By then a policy has shown that it does not get anywhere.
 DEADLINE_BY_LOWER_BOUND = 10.0
 
@@ -31,7 +32,7 @@ class Reference:
     oracle: Score
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def reference(setting: Setting) -> Reference:
     alone = Alone(setting)
     bound = lower_bound(alone, new_game(setting).jobs)
@@ -39,7 +40,7 @@ def reference(setting: Setting) -> Reference:
     # Colleagues who look would shun us: these do what they did when we were not there.
     alone.extend(deadline)
     game = play(new_game(setting, alone.choices()), OraclePack(alone), deadline)
-    return Reference(alone, bound, score("oracle_pack", game, alone, bound))
+    return Reference(alone, bound, score(ORACLE, game, alone, bound))
 
 
 def game_of(setting: Setting, entrant: Entrant) -> tuple[Score, Game]:
@@ -61,26 +62,30 @@ def measure(
     processes: int,
     tell: Callable[[int, int], None],
 ) -> list[Score]:
-    """In the order of settings; the oracle's own games come with them. `tell`: how many are done,
-    of how many."""
-    games = [(setting, entrant) for setting in settings for entrant in (None, *entrants)]
+    """The oracle's own games come with them. `tell`: how many settings are done, of how many."""
+    scores: list[Score] = []
+    for done, found in enumerate(_each(settings, entrants, processes), start=1):
+        scores += found
+        tell(done, len(settings))
+    return scores
+
+
+def _each(
+    settings: Sequence[Setting], entrants: Sequence[Entrant], processes: int
+) -> Iterator[list[Score]]:
     if processes == 1:
-        return [_told(tell, n, len(games), _score_of(*g)) for n, g in enumerate(games, start=1)]
-    games.sort(key=lambda game: -_size(game[0]))  # the long ones first, so that none is left over
+        yield from (_scores(setting, entrants) for setting in settings)
+        return
     with ProcessPoolExecutor(processes) as pool:
-        futures = [pool.submit(_score_of, *game) for game in games]
-        for done, _ in enumerate(as_completed(futures), start=1):
-            tell(done, len(games))
-    return [future.result() for future in futures]
+        # The long ones first, so that none is left over.
+        ordered = sorted(settings, key=_size, reverse=True)
+        futures = [pool.submit(_scores, setting, entrants) for setting in ordered]
+        for future in as_completed(futures):
+            yield future.result()
 
 
-def _told(tell: Callable[[int, int], None], done: int, of: int, score: Score) -> Score:
-    tell(done, of)
-    return score
-
-
-def _score_of(setting: Setting, entrant: Entrant | None) -> Score:
-    return oracle_score(setting) if entrant is None else game_of(setting, entrant)[0]
+def _scores(setting: Setting, entrants: Sequence[Entrant]) -> list[Score]:
+    return [oracle_score(setting), *(game_of(setting, entrant)[0] for entrant in entrants)]
 
 
 def _size(setting: Setting) -> float:

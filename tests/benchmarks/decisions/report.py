@@ -86,14 +86,12 @@ class Gate:
 
 def rows(scores: Sequence[Score]) -> list[Row]:
     """By policy, colleagues and scenario, in the order in which they come."""
-    policies = dict.fromkeys(s.policy for s in scores)
     groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in scores:
         groups.setdefault((score.policy, score.colleagues, score.scenario), []).append(score)
-    order = sorted(groups.items(), key=lambda group: list(policies).index(group[0][0]))
     return [
         Row(policy, scenario, colleagues, tuple(group))
-        for (policy, colleagues, scenario), group in order
+        for (policy, colleagues, scenario), group in groups.items()
     ]
 
 
@@ -163,8 +161,9 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
         lambda r: f"{r.ratio('mean_completion', 'oracle_mean_completion'):.2f}",
     ),
     ("coll.\nOOM %", lambda r: f"{r.colleague_ooms:.2f}"),
+    ("beside\nus %", lambda r: f"{r.share('ooms_beside_us', 'visits'):.2f}"),
     ("coll.\ndelay %", lambda r: f"{r.delay:.2f}"),
-    ("of it\nours %", lambda r: f"{r.lost_to_us:.2f}"),
+    ("beside\nus %", lambda r: f"{r.lost_to_us:.2f}"),
     ("delayed\n> 5 % %", lambda r: f"{r.share('delayed', 'compared'):.1f}"),
     ("own OOM\n%", lambda r: f"{r.share('own_ooms', 'launches'):.2f}"),
     ("... later\n%", lambda r: f"{r.later_own_ooms:.2f}"),
