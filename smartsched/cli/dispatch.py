@@ -297,12 +297,18 @@ def _logs(stack: ExitStack, config: Config, session: Session, warn: Warn) -> lis
 
 def _memory(stack: ExitStack, session: Session, warn: Warn) -> list[FootprintFile]:
     """What earlier runs have learned is known in this one, and what this one learns in later ones;
-    but pretended GPUs teach nothing. Of what the run's own journal knows, that stays."""
+    but pretended GPUs teach nothing. Of a resumed run, whichever has seen more of a shape counts:
+    its journal or the file."""
     args, state = session.args, session.state
     if args.simulate is not None or args.replay is not None:
         return []
     file = FootprintFile(state_folder(args), this_host(), open_own_file, warn)
-    state.footprints = file.load() | state.footprints
+    known = file.load()
+    state.footprints = known | {
+        shape: footprint
+        for shape, footprint in state.footprints.items()
+        if shape not in known or footprint.runs > known[shape].runs
+    }
     stack.callback(file.close)
     return [file]
 

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from smartsched.cli.claiming import see_claims
+from smartsched.cli.host import this_host
+from smartsched.cli.session import state_folder
 from smartsched.cli.wiring import check_source, first_snapshot, new_run_name, start_sampler
 from smartsched.config import Config, configure
 from smartsched.core import words
 from smartsched.core.apply import apply
 from smartsched.core.events import JobAccepted
+from smartsched.core.footprint import Footprint
 from smartsched.core.freeness import Unknown
 from smartsched.core.model import BadLine, GpuSample, JobSpec, Timestamp
 from smartsched.core.sight import see
@@ -21,7 +24,9 @@ from smartsched.core.standing import current_verdict
 from smartsched.core.state import State
 from smartsched.core.survey import Survey, as_json, survey
 from smartsched.edges.clock import SteadyClock
+from smartsched.edges.footprints import FootprintFile
 from smartsched.edges.intake import Lines, open_inputs
+from smartsched.edges.runs import open_own_file
 from smartsched.edges.sampler import Sampler
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import EXIT_NONE_FREE, UsageError
@@ -50,6 +55,7 @@ def main(args: argparse.Namespace) -> int:
         state.local_offset = clock.local_offset()
         see(state, snapshot, clock.now())
         _observe_for_the_window(state, sampler, waiter, clock, config)
+        state.footprints = _what_is_known(args)
         see_claims(state, config, clock.now(), lambda text: print(text, file=sys.stderr))
         for spec in commands:
             apply(state, JobAccepted(clock.now(), state.next_job(), spec))
@@ -59,6 +65,14 @@ def main(args: argparse.Namespace) -> int:
         waiter.close()
     _show(found, config, notes, as_object=args.json)
     return 0 if found.any_free else EXIT_NONE_FREE
+
+
+def _what_is_known(args: argparse.Namespace) -> dict[str, Footprint]:
+    """Of commands, by what earlier runs of them used."""
+    if args.simulate is not None or args.replay is not None:
+        return {}
+    file = FootprintFile(state_folder(args), this_host(), open_own_file, lambda _: None)
+    return file.load()
 
 
 def _observe_for_the_window(

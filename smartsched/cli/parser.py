@@ -317,7 +317,7 @@ def _add_packing(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         default="2",
         help="try a job that ran out of memory beside others of this run again: with more, then on"
-        " a GPU for itself (default: %(default)s)",
+        " a GPU for itself; known by its log, so not with --output raw (default: %(default)s)",
     )
     add("--nice", metavar="N", help="run the jobs at this niceness, 0 to 19")
 

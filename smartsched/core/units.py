@@ -6,10 +6,13 @@ Every parser raises UsageError with what is wrong and how to write it.
 import math
 import re
 
+from smartsched.core import words
 from smartsched.errors import UsageError
 
 _UNITS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE | re.ASCII)
+_LARGEST_SIZE = 2.0**60
+_NUMBER = re.compile(r"\d{1,9}(\.\d{0,9})?|\.\d{1,9}", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", re.ASCII)
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST_SECONDS = 365 * 86400.0
@@ -21,15 +24,15 @@ def parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if found is None or not found[2]:
         raise UsageError(f"{text!r} is no size: write it as 4GiB or 512MiB")
-    return round(float(found[1]) * 1024.0 ** _UNITS[found[2].upper()])
+    size = float(found[1]) * 1024.0 ** _UNITS[found[2].upper()]
+    if size > _LARGEST_SIZE:
+        raise UsageError(f"{words.shortened(text, 40)!r} is more than there is anywhere")
+    return round(size)
 
 
 def parse_percent(text: str) -> float:
-    number = text.strip().removesuffix("%")
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
+    number = text.strip().removesuffix("%").rstrip()
+    value = float(number) if _NUMBER.fullmatch(number) else math.nan
     if not 0 <= value <= 100:
         raise UsageError(f"{text!r} is no percentage from 0% to 100%: write it as 20%")
     return value
