@@ -16,10 +16,15 @@ _PAUSE_SECONDS = 2.0  # before a job is tried again that strangers left no memor
 
 def is_blame_open(state: State, ended: EndedRun, now: Timestamp) -> bool:
     """Whether a sample from after the end is still to come that will say who holds the memory."""
-    if not ended.out_of_memory or now >= ended.ended_at + _LOOK_FOR_SECONDS:
+    if not ended.out_of_memory or now >= blame_ends_at(ended):
         return False
     watches = [state.gpus.get(gpu.key) for gpu in ended.placement.gpus]
     return any(watch is not None and watch.taken_at < ended.ended_at for watch in watches)
+
+
+def blame_ends_at(ended: EndedRun) -> Timestamp:
+    """By then it is settled by what is known."""
+    return ended.ended_at + _LOOK_FOR_SECONDS
 
 
 def requeued_for_memory(state: State, ended: EndedRun, now: Timestamp) -> JobRequeued | None:

@@ -95,7 +95,7 @@ def offers(
         holds = [hold for hold in state.holds_on(key) if (key, hold.run) not in released]
         if key in shut or any(hold.cleared_at is not None for hold in holds):
             continue
-        if not holds and is_refused(state, key, now):
+        if key not in state.claimed and is_refused(state, key, now):
             continue
         if holds and (len(holds) >= state.policy.most_per_gpu or watch.is_unattributed):
             continue

@@ -13,6 +13,7 @@ from smartsched.core.actions import (
     Release,
     Terminate,
 )
+from smartsched.core.blame import blame_ends_at
 from smartsched.core.capacity import ASK_AGAIN_SECONDS, caps_change_at
 from smartsched.core.contention import (
     LOOK_EVERY_SECONDS,
@@ -91,6 +92,8 @@ def decide(state: State, now: Timestamp) -> Decision:
         _give_up_waiting(state, now, decision)
     else:
         _give_up_claims(state, Plan(), decision)
+    for ended in state.ended.values():
+        decision.wake_after(now, blame_ends_at(ended))
     decision.over = _is_over(state, now, decision)
     return decision
 
