@@ -7,6 +7,7 @@ from typing import Any
 from smartsched.core import freeness, sight
 from smartsched.core.apply import replay
 from smartsched.core.decide import Decision, decide
+from smartsched.core.directives import wishes_in
 from smartsched.core.events import (
     Event,
     JobAccepted,
@@ -16,6 +17,7 @@ from smartsched.core.events import (
     RunLaunched,
     RunPlaced,
 )
+from smartsched.core.footprint import RAMP_SECONDS, Footprint
 from smartsched.core.freeness import Thresholds, Watch
 from smartsched.core.model import (
     Ending,
@@ -40,6 +42,7 @@ from smartsched.core.model import (
     UtilizationPoint,
 )
 from smartsched.core.policy import Policy
+from smartsched.core.shapes import shape_of
 from smartsched.core.state import State
 from smartsched.core.strangers import Hold
 
@@ -142,6 +145,65 @@ def a_placement(index: int = 0) -> Placement:
 
 def accepted(count: int = 1, at: float = T0) -> list[Event]:
     return [JobAccepted(at, JobId(number), a_spec(number)) for number in range(1, count + 1)]
+
+
+def a_command(text: str, number: int = 1) -> JobSpec:
+    """With the wishes that are written behind it."""
+    return JobSpec(text, f"list:{number}", "", wishes_in(text))
+
+
+def listed(*commands: str, first: int = 1, at: float = T0) -> list[Event]:
+    """A list of these commands was accepted."""
+    return [
+        JobAccepted(at, JobId(number), a_command(text, number))
+        for number, text in enumerate(commands, start=first)
+    ]
+
+
+def a_part(
+    index: int = 0, gib: float | None = None, percent: float = 100.0, strangers_gib: float = 0.0
+) -> PlacedGpu:
+    """What a run is promised of a GPU; None: all of its memory."""
+    reserved = None if gib is None else int(gib * GIB)
+    strangers = int(strangers_gib * GIB)
+    return PlacedGpu(a_key(index), str(index), str(index), 0, reserved, percent, strangers)
+
+
+def shell_of(job: int) -> int:
+    """The pid of the shell that `begun` starts for a job."""
+    return 1000 + job
+
+
+def begun(job: int = 1, *parts: PlacedGpu, attempt: int = 1, at: float = T0) -> list[Event]:
+    """It was placed and launched; without parts: it has all of GPU 0."""
+    placement = Placement(parts or (a_part(),))
+    start = RunPlaced(at, a_run(job, attempt), placement)
+    return [start, launched(job, attempt, at, pid=shell_of(job))]
+
+
+def ours(job: int = 1, gib: float | None = 1.0, percent: int | None = None) -> GpuProcess:
+    """What the shell that `begun` started for a job has on a GPU."""
+    pid = shell_of(job)
+    return a_process(pid, gib, user="me", session=pid, utilization_percent=percent)
+
+
+def a_footprint(
+    gib: float = 10.0, percent: float | None = 30.0, seconds: float = 600.0, runs: int = 3
+) -> Footprint:
+    return Footprint(runs, int(gib * GIB), percent, seconds, seconds)
+
+
+def know(state: State, command: str, footprint: Footprint) -> None:
+    """So much is known of commands of this shape."""
+    state.footprints[shape_of(command)] = footprint
+
+
+def see_ramp(state: State, *gpus: GpuReading, at: float = T0 + 1) -> float:
+    """The GPUs look like this for long enough to learn from. When they were seen last."""
+    last = at + RAMP_SECONDS + 1
+    for moment in (at, at + 1, last):
+        see(state, a_snapshot(*gpus, at=moment))
+    return last
 
 
 def placed(job: int = 1, gpu: int = 0, attempt: int = 1, at: float = T0) -> RunPlaced:
