@@ -263,6 +263,13 @@ def test_a_gpu_that_was_granted_at_last_is_offered():
     assert offered(state) == ["0"]
 
 
+def test_a_gpu_beside_a_run_of_ours_that_another_dispatcher_claimed_is_not_offered():
+    state = a_box(*begun(1, a_part(gib=5)), gpus=(used_by(ours()),))
+    refused(state, 0, at=T0 + 1)
+
+    assert offered(state) == []
+
+
 # --- taking from an offer
 
 
