@@ -1,5 +1,7 @@
 """Holds what is seen on the GPUs against the runs that were given them."""
 
+from collections.abc import Iterator
+
 from smartsched.core.events import RunMeasured
 from smartsched.core.footprint import Meter
 from smartsched.core.freeness import Watch
@@ -17,6 +19,7 @@ from smartsched.core.model import (
 from smartsched.core.shapes import shape_of
 from smartsched.core.state import State
 from smartsched.core.strangers import Hold
+from smartsched.core.tag import tag_of
 
 
 def measure(state: State, gpu: GpuKey, watch: Watch) -> None:
@@ -61,12 +64,23 @@ def find_strays(state: State, snapshot: Snapshot) -> None:
     """Processes of ours on GPUs that their runs were not given."""
     holds = {hold.run: hold for held in state.holds.values() for hold in held.values()}
     living = [hold for hold in holds.values() if hold.run in state.meters]
+    living += _without_a_gpu(state)
     for reading in snapshot.gpus if living else ():
         if isinstance(reading, GpuSample):
             for process in reading.processes:
                 run = _owner(process, living)
                 if run is not None and run not in state.holds.get(reading.key, {}):
-                    state.meters[run].elsewhere.setdefault(reading.key, snapshot.taken_at)
+                    meter = state.meters.setdefault(run, Meter())
+                    meter.elsewhere.setdefault(reading.key, snapshot.taken_at)
+
+
+def _without_a_gpu(state: State) -> Iterator[Hold]:
+    """What would be known of runs that were given none, had they been given one."""
+    for key, run in state.runs.items():
+        status = run.status
+        if isinstance(status, Running) and not status.placement.gpus:
+            tag = tag_of(state.policy.run_id, key)
+            yield Hold(key, tag, status.since, 0, status.process.pid, cleared_at=None)
 
 
 def _owner(process: GpuProcess, holds: list[Hold]) -> RunKey | None:

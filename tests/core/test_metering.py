@@ -256,3 +256,13 @@ def test_a_stranger_on_another_gpu_is_no_run_of_ours():
     look(state, used_by(ours()), used_by(a_process(), index=1), at=1)
 
     assert state.meters[a_run(1)].elsewhere == {}
+
+
+def test_a_run_that_was_given_no_gpu_is_noticed_on_any():
+    state = replay(a_policy(), listed("make  # smartsched: gpus=0"))
+    for event in (RunPlaced(T0, a_run(), NO_GPU), launched(pid=ours().pid)):
+        apply(state, event)
+
+    look(state, used_by(ours()), at=1)
+
+    assert state.meters[a_run(1)].elsewhere == {a_key(): T0 + 1}

@@ -59,6 +59,14 @@ def test_a_run_on_another_gpu_is_named_with_the_likely_cause():
     assert "CUDA_VISIBLE_DEVICES" in text
 
 
+def test_a_run_without_a_gpu_that_uses_one_is_named():
+    start: list[Event] = [RunPlaced(T0, a_run(2), NO_GPU), launched(2, pid=ours(2).pid)]
+    state = running(*start)
+    look(state, used_by(ours(1), ours(2)))
+
+    assert any(text.startswith("job 2 uses GPU 0, and was given none:") for text in texts(state))
+
+
 def test_the_same_is_about_the_same_however_often_it_is_so():
     state = running()
     look(state, a_sample(0), used_by(ours(), index=1))
