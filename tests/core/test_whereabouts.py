@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from smartsched.core.apply import apply, replay
-from smartsched.core.events import Event, RunStopping
+from smartsched.core.events import Event, RunPlaced, RunStopping
 from smartsched.core.freeness import UNEXPLAINED_FOR_SECONDS
 from smartsched.core.model import GpuReading
+from smartsched.core.placement import NO_GPU
 from smartsched.core.state import State
 from smartsched.core.whereabouts import UNUSED_FOR_SECONDS, looks_again_at, remarks
 from tests.builders import (
@@ -20,6 +21,7 @@ from tests.builders import (
     a_snapshot,
     begun,
     exited,
+    launched,
     listed,
     ours,
     see,
