@@ -39,7 +39,8 @@ exit status:
   no free GPU; 124 --wait-timeout; 130 interrupted; 255 anything else. With -- COMMAND: its own.
 
 Each job sees CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER=PCI_BUS_ID, PYTHONUNBUFFERED=1 unless set,
-SMARTSCHED_JOB, SMARTSCHED_ATTEMPT, SMARTSCHED_GPUS, SMARTSCHED_GPU_UUIDS and SMARTSCHED_RUN."""
+SMARTSCHED_JOB, SMARTSCHED_ATTEMPT, SMARTSCHED_GPUS, SMARTSCHED_GPU_UUIDS, SMARTSCHED_RUN, and
+SMARTSCHED_NAME where it has one (# smartsched: name=big)."""
 
 
 _OF_IDS = ("--gpus", "--exclude", "--prefer")

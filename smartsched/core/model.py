@@ -335,6 +335,12 @@ class Job:
         """In which jobs are started: smaller ones go first."""
         return -self.spec.wishes.priority, self.rank
 
+    @property
+    def words(self) -> str:
+        """ "job 3"; with the name that the user gave it, "job 3 (big)" """
+        name = self.spec.wishes.name
+        return f"job {self.id} ({name})" if name else f"job {self.id}"
+
 
 @dataclass(frozen=True, slots=True)
 class Run:

@@ -28,7 +28,7 @@ def remarks(state: State, now: Timestamp) -> Iterator[Remark]:
         if is_unused(state, run, now):
             lasted = words.duration(UNUSED_FOR_SECONDS)
             gpus = run.status.placement.labels
-            text = f"job {run.job.id} has not used GPU {gpus} for {lasted}: does it need one?"
+            text = f"{run.job.words} has not used GPU {gpus} for {lasted}: does it need one?"
             yield Remark(("unused", run.key), f"{text} (# smartsched: gpus=0)")
     for gpu in state.holds:
         yield from _about(state, gpu, now)
@@ -55,7 +55,7 @@ def _misplaced(state: State, run: Run) -> Remark | None:
     there = ",".join(_name(state, gpu) for gpu in sorted(meter.elsewhere))
     given = run.status.placement.labels or "none"
     text = (
-        f"job {run.job.id} uses GPU {there}, and was given {given}:"
+        f"{run.job.words} uses GPU {there}, and was given {given}:"
         " does it set CUDA_VISIBLE_DEVICES, or choose a device by number?"
     )
     return Remark(("misplaced", run.key), text)
@@ -82,5 +82,9 @@ def _about(state: State, gpu: GpuKey, now: Timestamp) -> Iterator[Remark]:
 
 
 def _name(state: State, gpu: GpuKey) -> str:
+    """Also of one that the user has not chosen, but a job of his."""
     watch = state.gpus.get(gpu)
-    return label(watch.latest) if watch is not None else gpu.uuid
+    if watch is not None:
+        return label(watch.latest)
+    index = state.cards.get(gpu.host, {}).get(gpu)
+    return gpu.uuid if index is None else str(index)

@@ -125,6 +125,7 @@ def fields_of(what: Tell, run_name: str) -> dict[bytes, bytes]:
         HOOK_VARIABLE: "1",
         "SMARTSCHED_RUN": run_name,
         "SMARTSCHED_JOB": str(ended.key.job),
+        "SMARTSCHED_NAME": ended.job.spec.wishes.name,
         "SMARTSCHED_ATTEMPTS": str(ended.key.attempt),
         "SMARTSCHED_COMMAND": ended.job.spec.command[:_LONGEST_COMMAND],
         "SMARTSCHED_DIRECTORY": ended.job.spec.directory,

@@ -119,7 +119,7 @@ class Narrator:
                 run = state.runs[key]
                 where = run.status.placement.words
                 lasts = words.duration(now - since)
-                text = f"job {key.job} still runs {where}, for {lasts}: {_command(run.job.spec)}"
+                text = f"{run.job.words} still runs {where}, for {lasts}: {_command(run.job.spec)}"
                 self._say(now, text, "plain")
             case RunExited(_, key, _, leftovers):
                 self._ended[key] = (state.ended[key], leftovers)
@@ -131,18 +131,18 @@ class Narrator:
             case JobRequeued(_, key):
                 self._requeued(*self._ended.pop(key), event, now)
             case RunPostponed(_, key, why):
-                self._postponed(key, why, now)
+                self._postponed(_job(state, key), why, now)
             case RunRevoked(_, key):
-                self._say(now, f"job {key.job} had not begun yet; queued again", "notice")
+                self._say(now, f"{_job(state, key)} had not begun yet; queued again", "notice")
             case RunStopping(_, key, "timeout"):
                 lasted = words.duration(time_limit(state, state.runs[key]) or 0)
-                self._say(now, f"job {key.job} has run for {lasted}; stopping it", "notice")
+                self._say(now, f"{_job(state, key)} has run for {lasted}; stopping it", "notice")
             case RunStopping(_, key, "contention", who):
                 where = state.runs[key].status.placement.words
-                text = f"job {key.job} gives way {where} to {words.printable(who)}"
+                text = f"{_job(state, key)} gives way {where} to {words.printable(who)}"
                 self._say(now, text, "notice")
             case RunKilled(_, key):
-                self._say(now, f"job {key.job} did not end when asked; killing it", "notice")
+                self._say(now, f"{_job(state, key)} did not end when asked; killing it", "notice")
             case LineRejected(_, source, why):
                 self._list_failure(None, f"{source}: {why}")
                 self._view.line(now, f"{source}: {why}; this line is left out", "bad")
@@ -232,7 +232,7 @@ class Narrator:
         return f"{', '.join(parts)}; {wall}, {hours:.2f} GPU-hours{where}"
 
     def _started(self, run: Run, now: Timestamp) -> None:
-        text = f"job {run.job.id} started {run.status.placement.words}"
+        text = f"{run.job.words} started {run.status.placement.words}"
         tried = run.job.failures + run.job.losses
         again = f" (try {tried + 1})" if tried else ""
         self._say(now, f"{text}{again}: {_command(run.job.spec)}", "plain")
@@ -240,15 +240,15 @@ class Narrator:
     def _finished(
         self, ended: EndedRun, leftovers: int, event: JobFinished, now: Timestamp
     ) -> None:
-        job, where = ended.job.id, ended.placement.words
+        job, where = ended.job.words, ended.placement.words
         match event.outcome:
             case "ok":
                 if not self._single:
-                    text = f"job {job} ok after {words.duration(ended.seconds)} {where}"
+                    text = f"{job} ok after {words.duration(ended.seconds)} {where}"
                     self._say(now, text, "good")
             case "stopped":
                 lasted = words.duration(ended.seconds)
-                text = f"job {job} stopped: {how_it_ended(ended)} after {lasted} {where}"
+                text = f"{job} stopped: {how_it_ended(ended)} after {lasted} {where}"
                 self._say(now, text, "notice")
             case "failed":
                 self._failed(ended, now)
@@ -257,24 +257,24 @@ class Narrator:
     def _requeued(
         self, ended: EndedRun, leftovers: int, event: JobRequeued, now: Timestamp
     ) -> None:
-        job = ended.job.id
+        job = ended.job.words
         match event.why:
             case "survivor":
-                text = f"job {job} was stopped; it is queued again"
+                text = f"{job} was stopped; it is queued again"
             case "lost":
-                text = f"job {job} is lost: {how_it_ended(ended)}; it is queued again"
+                text = f"{job} is lost: {how_it_ended(ended)}; it is queued again"
             case "contention":
                 lasted = words.duration(ended.seconds)
                 where = ended.placement.words
-                text = f"job {job} gave way after {lasted} {where}; it is queued again"
+                text = f"{job} gave way after {lasted} {where}; it is queued again"
             case "strangers_grew":
-                text = f"job {job} ran out of memory since others took more; it is queued again"
+                text = f"{job} ran out of memory since others took more; it is queued again"
             case "packed_too_tightly":
                 alone = "on a GPU for itself" if event.alone else self._more_room(event)
-                text = f"job {job} ran out of memory beside others of this run; {alone}"
+                text = f"{job} ran out of memory beside others of this run; {alone}"
             case "failed":
                 delay = words.duration(event.not_before - now)
-                text = f"job {job} failed: {self._ending_of(ended)}; trying again in {delay}"
+                text = f"{job} failed: {self._ending_of(ended)}; trying again in {delay}"
         self._say(now, text, "notice")
         self._tell_leftovers(job, leftovers, now)
 
@@ -282,7 +282,7 @@ class Narrator:
         return f"queued again with {words.size(event.needs_bytes or 0)} for it"
 
     def _failed(self, ended: EndedRun, now: Timestamp) -> None:
-        text = f"job {ended.job.id} failed: {self._ending_of(ended)}: {_command(ended.job.spec)}"
+        text = f"{ended.job.words} failed: {self._ending_of(ended)}: {_command(ended.job.spec)}"
         log = self._shown(ended.log)
         self._list_failure(ended.job.id, text if log is None else f"{text} ({log})")
         self._view.line(now, text, "bad")
@@ -306,10 +306,10 @@ class Narrator:
     def _shown(self, path: str | None) -> str | None:
         return None if path is None else words.printable(path.removeprefix(self._here))
 
-    def _tell_leftovers(self, job: JobId, leftovers: int, now: Timestamp) -> None:
+    def _tell_leftovers(self, job: str, leftovers: int, now: Timestamp) -> None:
         if leftovers:
             processes = "1 process" if leftovers == 1 else f"{leftovers} processes"
-            text = f"job {job} left {processes} behind; stopping what is left"
+            text = f"{job} left {processes} behind; stopping what is left"
             self._say(now, text, "notice")
 
     def _withheld(self, event: GpuWithheld, state: State, now: Timestamp) -> None:
@@ -376,9 +376,9 @@ class Narrator:
             self._say(now, "the driver answers again", "notice")
         self._troubles = troubles
 
-    def _postponed(self, key: RunKey, why: str, now: Timestamp) -> None:
+    def _postponed(self, job: str, why: str, now: Timestamp) -> None:
         if why != self._said_postponed:
-            self._say(now, f"job {key.job} cannot be started yet: {why}; trying again", "notice")
+            self._say(now, f"{job} cannot be started yet: {why}; trying again", "notice")
         self._said_postponed = why
 
     def _tell_verdicts(self, state: State, now: Timestamp) -> None:
@@ -398,12 +398,20 @@ def _left_alive(run: Run) -> str:
     match run.status:
         case Stopping(process=process) | Running(process=process):
             return (
-                f"job {run.job.id} cannot be killed and is still there (pid {process.pid}) {where}"
+                f"{run.job.words} cannot be killed and is still there (pid {process.pid}) {where}"
             )
         case Starting():
-            return f"job {run.job.id} may be about to start {where}"
+            return f"{run.job.words} may be about to start {where}"
         case _:
-            return f"job {run.job.id} left processes behind that cannot be killed {where}"
+            return f"{run.job.words} left processes behind that cannot be killed {where}"
+
+
+def _job(state: State, key: RunKey) -> str:
+    """What to call the job of a run, which may be queued again by now."""
+    if key in state.runs:
+        return state.runs[key].job.words
+    job = next((job for job in state.queue if job.id == key.job), None)
+    return f"job {key.job}" if job is None else job.words
 
 
 def _command(spec: JobSpec) -> str:

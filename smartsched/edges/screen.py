@@ -294,4 +294,4 @@ def _job(run: Run, now: Timestamp) -> str:
         return ""
     since = status.since if isinstance(status, Running) else status.started_at
     command = words.shortened(words.printable(run.job.spec.command), 200)
-    return f"job {run.key.job}  {words.duration(now - since)}  {command}"
+    return f"{run.job.words}  {words.duration(now - since)}  {command}"

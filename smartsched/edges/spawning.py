@@ -37,7 +37,8 @@ class Spawner:
         self._nice = [] if nice is None else [_nice_program(), "-n", str(nice)]
         self._run_id = run_id
         self._shell = shell
-        self._environment = dict(environment)
+        # we may run inside a job ourselves, which has a name
+        self._environment = {k: v for k, v in environment.items() if k != b"SMARTSCHED_NAME"}
         self._run_name = run_name
         self._wrapper = [*_wrapped(wrapper, environment), "smartsched"]
         self._umask = _umask()
@@ -82,6 +83,8 @@ class Spawner:
             "SMARTSCHED_GPU_UUIDS": ",".join(gpu.key.uuid for gpu in gpus),
         }
         variables = {name.encode(): value.encode() for name, value in values.items()}
+        if launch.spec.wishes.name:
+            variables[b"SMARTSCHED_NAME"] = launch.spec.wishes.name.encode()
         if b"PYTHONUNBUFFERED" not in self._environment:
             variables[b"PYTHONUNBUFFERED"] = b"1"
         return variables

@@ -78,7 +78,7 @@ class Tagged:
     def open(self, run: RunKey, launch: Launch) -> list[tuple[Any, ...]]:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _FILE_FLAGS
         fd = self._write_fds[run] = os.open(self._path(run), flags, 0o600)
-        self._follow(run, _tag(run, launch.placement))
+        self._follow(run, _tag(launch))
         return [(os.POSIX_SPAWN_DUP2, fd, 1), (os.POSIX_SPAWN_DUP2, fd, 2)]
 
     def opened(self, run: RunKey, *, started: bool) -> None:
@@ -291,8 +291,10 @@ def _inotify(libc: ctypes.CDLL) -> int:
         return -1
 
 
-def _tag(run: RunKey, placement: Placement) -> bytes:
-    return f"[{run.job} gpu {placement.labels}] ".encode()
+def _tag(launch: Launch) -> bytes:
+    name = f" {launch.spec.wishes.name}" if launch.spec.wishes.name else ""
+    gpus = f"gpu {launch.placement.labels}" if launch.placement.gpus else "no gpu"
+    return f"[{launch.run.job}{name} {gpus}] ".encode()
 
 
 def _run_of(path: Path) -> RunKey | None:
