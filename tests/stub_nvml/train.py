@@ -12,12 +12,14 @@ that are already loaded at start or cheap to load are imported, and no argparse.
     --until PATH             instead: until that path exists, at most --seconds (600)
     --exit CODE              exit status (0)
     --id NAME                name in the log (the pid)
-    --log FILE               appends lines `start|end|term NAME UUIDS PID MONOTONIC`, UUIDS with
-                             commas or `-` for a job without a GPU
+    --log FILE               appends lines `start|end|term|usr1 NAME UUIDS PID MONOTONIC`, UUIDS
+                             with commas or `-` for a job without a GPU
     --kind compute|graphics|mps
     --util PERCENT           what the driver says it uses of each GPU (the driver says nothing)
     --ignore-term            survives SIGTERM, logs `term`
     --term-exit CODE         on SIGTERM logs `term`, unregisters and exits so
+    --usr1-exit CODE         on SIGUSR1 logs `usr1`, unregisters and exits so
+    --shown-pid PID          what the driver calls it, as in a container
     --linger-mem S           leaves a child behind that holds the memory S seconds longer
     --linger-detached        ... in a session of its own
     --assert-max-used BYTES  logs `violation ... BYTES` and exits 98 where more than this is in use
@@ -47,6 +49,8 @@ class Options:
     util: int | None = None
     ignore_term = False
     term_exit: int | None = None
+    usr1_exit: int | None = None
+    shown_pid: int | None = None
     linger_mem: float | None = None
     linger_detached = False
     assert_max_used: int | None = None
@@ -59,6 +63,8 @@ NUMBERS = {
     "exit": int,
     "util": int,
     "term_exit": int,
+    "usr1_exit": int,
+    "shown_pid": int,
     "linger_mem": float,
     "assert_max_used": int,
 }
@@ -83,7 +89,7 @@ class Job:
                 self.log("violation", uuid, others)
                 self.unregister(self.pid)
                 return VIOLATION
-        self.handle_term()
+        self.handle_signals()
         self.log("start", self.where())
         self.train()
         self.log("end", self.where())
@@ -119,12 +125,21 @@ class Job:
         self.unregister(os.getpid())
         os._exit(0)
 
-    def handle_term(self) -> None:
-        if not self.options.ignore_term and self.options.term_exit is None:
+    def handle_signals(self) -> None:
+        catches_term = self.options.ignore_term or self.options.term_exit is not None
+        if not catches_term and self.options.usr1_exit is None:
             return
         import signal  # costs a third of the start time, most jobs need none
 
-        signal.signal(signal.SIGTERM, self.on_term)
+        if catches_term:
+            signal.signal(signal.SIGTERM, self.on_term)
+        if self.options.usr1_exit is not None:
+            signal.signal(signal.SIGUSR1, self.on_usr1)
+
+    def on_usr1(self, *_: object) -> None:
+        self.log("usr1", self.where())
+        self.unregister(self.pid)
+        os._exit(self.options.usr1_exit or 0)
 
     def on_term(self, *_: object) -> None:
         self.log("term", self.where())
@@ -136,13 +151,15 @@ class Job:
         """Written elsewhere and renamed: the driver must never see half a line."""
         waiting = self.directory + "/tmp"
         os.makedirs(waiting, exist_ok=True)
-        util = "" if self.options.util is None else f" util={self.options.util}"
+        more = "" if self.options.util is None else f" util={self.options.util}"
+        if self.options.shown_pid is not None:
+            more += f" shown_pid={self.options.shown_pid}"
         for uuid in self.uuids:
             name = f"{pid}-{uuid}"
             with open(f"{waiting}/{name}", "w") as file:
                 file.write(
                     f"pid={pid} gpu={uuid} mem={self.options.mem}"
-                    f" kind={self.options.kind} start={stat_of(pid)[19]}{util}\n"
+                    f" kind={self.options.kind} start={stat_of(pid)[19]}{more}\n"
                 )
             os.rename(f"{waiting}/{name}", f"{self.directory}/procs/{name}")
 
