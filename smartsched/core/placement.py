@@ -83,12 +83,13 @@ def _why_none_fits(offers: Sequence[Offer], need: Need) -> str:
 
 
 def _choose(offers: Sequence[Offer], count: int, most_new: int) -> list[Offer] | None:
-    """All on one host; at most so many on which there is no run of ours."""
+    """All on one host; at most so many on which there is no run of ours, and those before others,
+    also where jobs that were placed a moment ago have taken some of them."""
     for host in dict.fromkeys(offer.key.host for offer in offers):
         there = [offer for offer in offers if offer.key.host == host]
-        used = [offer for offer in there if offer.runs]
+        used = sorted((offer for offer in there if offer.runs), key=lambda offer: offer.runs)
         new = [offer for offer in there if not offer.runs][:most_new]
-        chosen = sorted([*used, *new], key=there.index)[:count]
+        chosen = [*new, *used][:count]
         if len(chosen) == count:
             return chosen
     return None
