@@ -95,8 +95,11 @@ class Box:
         stdin: int = subprocess.DEVNULL,
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
+        become: Sequence[str] = (),
     ) -> Session:
-        session = Session(self.folder, [*PROGRAM, *args], self.env | (env or {}), stdin, cwd)
+        """`become`: a program that becomes somebody else and then runs what follows."""
+        argv = [*become, *PROGRAM, *args]
+        session = Session(self.folder, argv, self.env | (env or {}), stdin, cwd)
         self._sessions.append(session)
         return session
 
