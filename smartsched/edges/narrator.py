@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from smartsched.core import words
+from smartsched.core.actions import Claim
 from smartsched.core.blame import words_on_memory
 from smartsched.core.decide import Decision, time_limit
 from smartsched.core.endings import how_it_ended
@@ -157,7 +158,10 @@ class Narrator:
 
     def decided(self, decision: Decision, state: State, now: Timestamp) -> None:
         self._tell_troubles(state, now)
-        if decision.waiting is None or (state.runs and not idles(state)):
+        if any(isinstance(action, Claim) for action in decision.actions):
+            # what others have claimed is asked for again and again: that is waiting, too
+            self._say_why_at = float("inf")
+        elif decision.waiting is None or (state.runs and not idles(state)):
             self._waiting_since = None
             self._say_why_at = float("inf")
         else:
