@@ -1,9 +1,10 @@
 """The loop's ports over the world: what a real box would tell it, and what it would do to it.
 
-Virtual time skips. Whole snapshots come every few seconds only. In between, those cards are seen on
-the grid of the interval on which something has changed (and all of them a window after somebody
-else's use has shrunk, when a card may have come free). `every_second` leaves nothing out, and shows
-that this makes no difference.
+Virtual time skips. Whole snapshots come every few seconds only. In between, a card is seen on the
+grid of the interval when others came, went or changed their memory, a window after these went (it
+may have come free), and at every point while only the others' utilisation tells that it is not
+free. What our own do is not looked at more closely: they would seem to use what they use while they
+start. `every_second` leaves nothing out, and shows that this makes no difference.
 """
 
 # ruff: noqa: ARG002  # a port's methods have the port's arguments
@@ -24,6 +25,7 @@ from smartsched.core.events import (
     RunPostponed,
     StopRequested,
 )
+from smartsched.core.freeness import Share, Size
 from smartsched.core.model import (
     ClaimAnswer,
     Ending,
@@ -45,7 +47,7 @@ from smartsched.ports import Arrived
 from tests.benchmarks.decisions.fleet import Attempt, Fleet
 from tests.benchmarks.decisions.jobs import Job
 from tests.benchmarks.decisions.readings import read
-from tests.benchmarks.decisions.world import FOREVER, HOST, START, World
+from tests.benchmarks.decisions.world import FOREVER, HOST, START, Card, World
 
 LOOK_TAKES_SECONDS = 0.001
 # Below what a dispatcher allows for: it takes a GPU for unknown that it has not seen for longer.
@@ -70,10 +72,13 @@ class Gpus:
     world: World
     interval: float
     window: float  # after which a card that came free counts as free
+    unnoticed_bytes: int  # up to which others' memory alone does not make a card busy
     every_second: bool = False
     whole_due: float = START
     last: float = float("-inf")  # point of the grid at which something was told
     looks: list[tuple[float, int]] = field(default_factory=list)  # when to see which card; a heap
+    followed: set[int] = field(default_factory=set)  # cards that are seen at every point
+    held: dict[int, int] = field(default_factory=dict)  # others' memory by card, as of `notice`
 
     def take(self, now: Timestamp) -> Sequence[Observation]:
         whole, indices = now >= self.whole_due, set()
@@ -87,6 +92,7 @@ class Gpus:
         seen = cards if whole else [cards[index] for index in sorted(indices)]
         if self._on_grid(now) == now:
             self.last = now
+            self._follow(now)
         return [Snapshot(HOST, now, read(self.world, seen), whole)]
 
     def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None:
@@ -107,12 +113,27 @@ class Gpus:
         if point == self.last:  # it happened just after we looked
             point += self.interval
         for index in world.changed:
-            if point < self.whole_due:
-                heapq.heappush(self.looks, (point, index))
-        for index in world.eased:
-            heapq.heappush(self.looks, (self._on_grid(point + self.window), index))
+            self._notice(world.cards[index], point)
         world.changed.clear()
-        world.eased.clear()
+
+    def _notice(self, card: Card, point: float) -> None:
+        held, before = card.strangers_bytes(), self.held.get(card.index, 0)
+        only_computes = 0 < held <= self.unnoticed_bytes
+        self.followed.discard(card.index)
+        if held == before and not only_computes:
+            return
+        self.held[card.index] = held
+        if point < self.whole_due:
+            heapq.heappush(self.looks, (point, card.index))
+        if only_computes and card.strangers_load:
+            self.followed.add(card.index)
+        elif held <= before:
+            heapq.heappush(self.looks, (self._on_grid(point + self.window), card.index))
+
+    def _follow(self, now: float) -> None:
+        if now + self.interval < self.whole_due:
+            for index in self.followed:
+                heapq.heappush(self.looks, (now + self.interval, index))
 
     def _plan_next(self, now: float) -> None:
         skipped = 1 if self.every_second else max(1, int(LONGEST_SKIP_SECONDS / self.interval))
@@ -259,5 +280,10 @@ class Observer:
 
 
 def gpus_for(world: World, policy: Policy, *, every_second: bool) -> Gpus:
-    window = policy.thresholds.free_for_seconds
-    return Gpus(world, policy.interval_seconds, window, every_second)
+    limits = policy.thresholds
+    match limits.max_memory:
+        case Share(percent):
+            unnoticed = int(world.cards[0].memory_bytes * percent / 100)
+        case Size(amount_bytes):
+            unnoticed = amount_bytes
+    return Gpus(world, policy.interval_seconds, limits.free_for_seconds, unnoticed, every_second)

@@ -44,6 +44,9 @@ class Card:
     strangers_load: float = 0.0  # of that, the colleagues'
     unused: GpuSample | None = None  # its sample while nobody is there
 
+    def strangers_bytes(self) -> int:
+        return sum(p.phase.memory_bytes for p in self.processes if not p.is_ours)
+
 
 @dataclass(slots=True, eq=False)
 class Process:
@@ -76,10 +79,8 @@ class World:
     physics: Physics
     noise: Random
     time: float
-    # Cards of which there is something new to see, and those where somebody else's use has shrunk;
-    # whoever looks clears them.
+    # Cards that others have begun to use differently; whoever looks clears it.
     changed: set[int] = field(default_factory=set)
-    eased: set[int] = field(default_factory=set)
     plan: list[tuple[float, int, Callable[[], None] | Process, int]] = field(default_factory=list)
     _planned: int = 0
     _last_pid: int = 10_000
@@ -124,7 +125,7 @@ class World:
             for card in process.cards:
                 card.processes.remove(process)
             self._adjust(process.cards)
-            self._note(process, eased=True)
+            self._note(process)
 
     def replace_rest(self, process: Process, phases: Sequence[Phase]) -> None:
         """From now on it does something else."""
@@ -179,8 +180,8 @@ class World:
             self._adjust(process.cards, but=process)
         self._set_speed(process)
         self._replan(process)
-        if asked:
-            self._note(process, eased=asked < 0)
+        if asked or phase.utilization != before.utilization:
+            self._note(process)
 
     def _leave_phase(self, process: Process) -> None:
         phase = process.phase
@@ -189,12 +190,9 @@ class World:
             card.load -= phase.utilization
             card.strangers_load -= 0.0 if process.is_ours else phase.utilization
 
-    def _note(self, process: Process, *, eased: bool) -> None:
-        """That somebody is now busy and now not is seen early enough in the next whole sample."""
-        for card in process.cards:
-            self.changed.add(card.index)
-            if eased and not process.is_ours:
-                self.eased.add(card.index)
+    def _note(self, process: Process) -> None:
+        if not process.is_ours:
+            self.changed.update(card.index for card in process.cards)
 
     def _adjust(self, cards: Iterable[Card], but: Process | None = None) -> None:
         """Somebody's use of these has changed: the others' speeds do."""
