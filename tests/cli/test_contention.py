@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -38,6 +39,10 @@ def trains(box: Box, name: str, *options: str) -> str:
 def where(box: Box, what: str = "start") -> list[tuple[str, str]]:
     """(job, the last two digits of its GPU) of every line of that kind."""
     return [(name, uuid[-1]) for name, uuid, _ in box.trained(what)]
+
+
+def was_requeued(box: Box, times: int) -> bool:
+    return len(box.events("job_requeued")) == times
 
 
 def wait_for_starts(box: Box, session: Session, count: int) -> None:
@@ -180,7 +185,7 @@ def test_giving_way_is_no_failure(box: Box):
     for times in (1, 2):
         wait_for_starts(box, session, times)
         with colleague(box, 0):
-            wait_until(lambda n=times: len(box.events("job_requeued")) == n, "again", session.dump)
+            wait_until(partial(was_requeued, box, times), "again", session.dump)
     wait_for_starts(box, session, 3)
     (box.folder / "go").touch()
 
