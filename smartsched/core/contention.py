@@ -19,6 +19,7 @@ from smartsched.core.model import (
     Stopping,
     Timestamp,
 )
+from smartsched.core.newcomers import Manners
 from smartsched.core.standing import is_stale
 from smartsched.core.state import State
 
@@ -28,7 +29,12 @@ _GROWS_FOR_SECONDS = 60.0
 _KEPT_FREE = 0.15
 # And over what it holds by then: a training first takes less than half of what it will have.
 _MAY_GROW_BY = 1.6
-_MANY = 12  # people who came, before it is taken for granted how they do
+# So many have to have come and begun small before it is taken for granted that others do: of those
+# who run the same program, or of all; and no more than so few may have done otherwise, since each
+# of them who is met is harmed.
+_FEW = 3
+_MANY = 12
+_EXCEPTIONS = 0.02
 # Strangers on a GPU where we run are noticed within two seconds.
 LOOK_EVERY_SECONDS = 1.5
 
@@ -39,6 +45,7 @@ class Yield:
 
     run: RunKey
     who: str
+    has_time: bool  # to save its state: nobody is there who may take all memory at once
 
 
 def who_gives_way(state: State, now: Timestamp) -> Iterator[Yield]:
@@ -53,7 +60,8 @@ def who_gives_way(state: State, now: Timestamp) -> Iterator[Yield]:
             continue
         for run in _too_many(state, gpu, watch, chosen, now):
             chosen.add(run.key)
-            yield Yield(run.key, culprits(strangers_at(state, watch)))
+            who = culprits(strangers_at(state, watch))
+            yield Yield(run.key, who, _has_time_to_save(state, run))
 
 
 def strangers_at(state: State, watch: Watch) -> tuple[GpuProcess, ...]:
@@ -149,7 +157,7 @@ def _has_time(state: State, run: Run, gpu: GpuKey) -> bool:
     watch = state.gpus.get(gpu)
     if watch is None or watch.use is None or not isinstance(watch.latest, GpuSample):
         return False
-    if not watch.newcomers.has_settled(watch.latest) and not nobody_grabs(state):
+    if not _are_trusted(state, gpu):
         return False
     younger = (
         _used(state, other.key, gpu)
@@ -165,11 +173,33 @@ def _began(run: Run) -> tuple[Timestamp, RunKey]:
     return (status.started_at if isinstance(status, Stopping) else status.since), run.key
 
 
-def nobody_grabs(state: State) -> bool:
-    """Whether of many people who came, none took most of a GPU's memory at once."""
-    seen = [watch.newcomers for watch in state.gpus.values()]
-    calm, grabs = sum(n.calm for n in seen), sum(n.grabs for n in seen)
-    return grabs == 0 and calm >= _MANY
+def _has_time_to_save(state: State, run: Run) -> bool:
+    """Whether nobody is on its GPUs who may take most of the memory at once."""
+    return all(_are_trusted(state, gpu.key) for gpu in run.status.placement.gpus)
+
+
+def _are_trusted(state: State, gpu: GpuKey) -> bool:
+    watch = state.gpus.get(gpu)
+    if watch is None or not isinstance(watch.latest, GpuSample):
+        return False
+    return all(_begins_small(state, p) for p in set(watch.newcomers.undecided(watch.latest)))
+
+
+def _begins_small(state: State, program: str) -> bool:
+    """Whether those who ran this program began small; of one that is hardly known, whether
+    everybody did who came."""
+    known, everybody = Manners(), Manners()
+    for watch in state.gpus.values():
+        everybody.add(watch.newcomers.all)
+        if (manners := watch.newcomers.programs.get(program)) is not None:
+            known.add(manners)
+    if known.calm + known.grabs >= _FEW:
+        return _are_calm(known)
+    return _are_calm(known) and _are_calm(everybody) and everybody.calm >= _MANY
+
+
+def _are_calm(seen: Manners) -> bool:
+    return seen.grabs <= _EXCEPTIONS * seen.calm
 
 
 def _wanted(sample: GpuSample, strangers_bytes: int) -> float:

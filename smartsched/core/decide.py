@@ -162,7 +162,7 @@ def _give_way(state: State, now: Timestamp, decision: Decision) -> None:
         return
     for giving in who_gives_way(state, now):
         decision.events.append(RunStopping(now, giving.run, "contention", giving.who))
-        asks = state.policy.asks_for_checkpoints
+        asks = state.policy.asks_for_checkpoints and giving.has_time
         decision.actions.append(Checkpoint(giving.run) if asks else Terminate(giving.run))
         decision.wake_by(now)
     if state.policy.interval_seconds > LOOK_EVERY_SECONDS:
