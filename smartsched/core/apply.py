@@ -162,6 +162,7 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901, PLR091
         case ((Starting() | Running() | Stopping()), RunPostponed(at, key, why)):
             enqueue(state, state.runs.pop(key).job)
             _drop_holds(state, key)
+            state.meters.pop(key, None)
             postpone(state, at, why)
         case Starting(), RunRevoked(_, key):
             enqueue(state, state.runs.pop(key).job)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,14 +18,17 @@ from smartsched.core.events import (
     InputRead,
     JobAccepted,
     JobRecalled,
+    JobRequeued,
     LineRejected,
     ListReplaced,
     RunAdopted,
     RunBegan,
     RunCleared,
     RunClosed,
+    RunExited,
     RunKilled,
     RunMeasured,
+    RunPlaced,
     RunPostponed,
     RunResumed,
     RunRevoked,
@@ -32,13 +36,14 @@ from smartsched.core.events import (
     StopRequested,
     WaitTimedOut,
 )
-from smartsched.core.footprint import NO_RUNS
+from smartsched.core.footprint import NO_RUNS, Meter
 from smartsched.core.model import (
     Exited,
     JobId,
     Killed,
     Lingering,
     Lost,
+    Placement,
     Position,
     Running,
     Stopping,
@@ -50,7 +55,9 @@ from tests.builders import (
     HOST,
     T0,
     a_key,
+    a_placement,
     a_policy,
+    a_process,
     a_run,
     a_sample,
     a_snapshot,
@@ -62,6 +69,7 @@ from tests.builders import (
     placed,
     requeued,
     see,
+    used_by,
 )
 
 FAILED = Exited(1)
@@ -294,7 +302,15 @@ def test_times_that_are_past_stay_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("why", "failures", "losses"), [("failed", 1, 0), ("lost", 0, 1), ("survivor", 0, 0)]
+    ("why", "failures", "losses"),
+    [
+        ("failed", 1, 0),
+        ("lost", 0, 1),
+        ("survivor", 0, 0),
+        ("contention", 0, 0),
+        ("strangers_grew", 0, 0),
+        ("packed_too_tightly", 0, 0),
+    ],
 )
 def test_a_requeued_job_counts_why(why: str, failures: int, losses: int):
     state = after([*accepted(1), *ran(1), requeued(1, why)])  # type: ignore[arg-type]
@@ -651,3 +667,143 @@ def test_of_more_shapes_than_are_kept_the_one_learned_longest_ago_goes():
 
 def test_what_a_run_that_is_not_there_teaches_is_refused():
     assert is_refused(after(accepted(1)), learned("a"))
+
+
+def test_what_is_learned_of_a_run_is_its_last_meter():
+    state = ended()
+    state.meters[a_run()] = Meter()
+
+    apply(state, learned("a"))
+
+    assert state.meters == {}
+    apply(state, finished())
+
+
+# --- why a job is queued again
+
+
+def test_a_job_that_gave_way_is_queued_at_the_head_and_has_not_failed():
+    state = after([*accepted(3), *ran(1), requeued(1, "contention")])
+
+    assert order_of(state) == [1, 2, 3]
+    job = state.queue[0]
+    assert (job.yields, job.failures, job.ooms, job.failed_on) == (1, 0, 0, ())
+    assert (state.totals.yields, state.totals.yielded_gpu_seconds) == (1, 1.0)
+
+
+def test_what_gave_way_on_several_gpus_gave_all_of_them():
+    two = Placement((*a_placement(0).gpus, *a_placement(1).gpus))
+    events: list[Event] = [RunPlaced(T0, a_run(), two), launched(), exited(at=T0 + 60)]
+
+    state = after([*accepted(1), *events, requeued(1, "contention")])
+
+    assert state.totals.yielded_gpu_seconds == 120
+
+
+def test_a_job_that_strangers_left_no_memory_is_charged_nothing():
+    state = after([*accepted(1), *ran(1), requeued(1, "strangers_grew")])
+
+    (job,) = state.queue
+    assert (job.yields, job.failures, job.ooms, job.needs_bytes, job.alone) == (
+        0,
+        0,
+        0,
+        None,
+        False,
+    )
+
+
+def test_a_job_that_was_packed_too_tightly_remembers_what_it_is_to_be_given():
+    state = after([*accepted(1), *ran(1), too_tight(needs_bytes=9)])
+
+    (job,) = state.queue
+    assert (job.ooms, job.needs_bytes, job.alone, job.failures) == (1, 9, False, 0)
+
+
+def test_a_job_that_is_to_be_alone_forgets_how_much_it_was_to_have():
+    events = [*ran(1), too_tight(needs_bytes=9), *ran(1, attempt=2), too_tight(2, alone=True)]
+
+    (job,) = after([*accepted(1), *events]).queue
+
+    assert (job.ooms, job.needs_bytes, job.alone) == (2, None, True)
+
+
+def too_tight(
+    attempt: int = 1, *, needs_bytes: int | None = None, alone: bool = False
+) -> JobRequeued:
+    again = requeued(1, "packed_too_tightly", attempt)
+    return replace(again, needs_bytes=needs_bytes, alone=alone)
+
+
+def test_a_job_that_fails_later_keeps_what_is_known_of_its_memory():
+    events = [*ran(1), too_tight(needs_bytes=9), *ran(1, attempt=2), requeued(1, attempt=2)]
+
+    (job,) = after([*accepted(1), *events]).queue
+
+    assert (job.ooms, job.needs_bytes, job.failures) == (1, 9, 1)
+
+
+def test_want_of_memory_is_not_held_against_its_gpu():
+    for out_of_memory, known in (("CUDA out of memory", 0), ("", 1)):
+        end = RunExited(T0 + 1, a_run(), FAILED, 0, out_of_memory)
+        state = after([*accepted(1), placed(), launched(), end, requeued(1)])
+        assert sum(len(record.quick_failures) for record in state.records.values()) == known
+
+
+# --- to whom a run gave way
+
+
+def crowded() -> State:
+    """A run of ours beside two strangers."""
+    state = after([*accepted(1), placed(), launched()])
+    see(state, a_snapshot(used_by(a_process(500), a_process(600)), at=T0 + 1))
+    return state
+
+
+def test_to_whom_a_run_gave_way_is_remembered_while_they_are_there():
+    state = crowded()
+
+    apply(state, RunStopping(T0 + 1, a_run(), "contention", "alice"))
+
+    watch = state.gpus[a_key()]
+    assert watch.given_way_to == {500, 600}
+    see(state, a_snapshot(used_by(a_process(600)), at=T0 + 2))
+    assert watch.given_way_to == {600}
+
+
+@pytest.mark.parametrize("why", ["asked", "timeout", "survivor"])
+def test_what_is_stopped_for_any_other_reason_gives_way_to_nobody(why: Any):
+    state = crowded()
+
+    apply(state, RunStopping(T0 + 1, a_run(), why))
+
+    assert state.gpus[a_key()].given_way_to == set()
+
+
+def test_that_a_run_gave_way_is_known_though_no_gpu_was_seen_yet():
+    state = after([*accepted(1), placed(), launched(), RunStopping(T0, a_run(), "contention")])
+
+    status = state.runs[a_run()].status
+    assert isinstance(status, Stopping)
+    assert (status.why, state.gpus) == ("contention", {})
+
+
+# --- what was measured goes with its run
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        [RunPostponed(T0 + 2, a_run(), "no memory")],
+        [exited(at=T0 + 2), finished()],
+        [exited(at=T0 + 2), requeued()],
+    ],
+    ids=["postponed", "finished", "requeued"],
+)
+def test_nothing_is_left_of_what_was_measured(end: list[Event]):
+    state = crowded()
+    assert list(state.meters) == [a_run()]
+
+    apply_all(state, end)
+
+    assert state.meters == {}

@@ -68,7 +68,7 @@ def leaving(state: State, at: float = NOW) -> list[int]:
 
 def give_way(state: State, at: float = NOW) -> list[int]:
     """And they are stopped."""
-    jobs = []
+    jobs: list[int] = []
     for giving in list(who_gives_way(state, at)):
         apply(state, RunStopping(at, giving.run, "contention", giving.who))
         jobs.append(giving.run.job)
