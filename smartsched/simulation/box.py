@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from smartsched.core.actions import Launch, Tell
 from smartsched.core.apply import replay
 from smartsched.core.decide import Decision
+from smartsched.core.directives import wishes_in
 from smartsched.core.events import (
     DrainRequested,
     Event,
@@ -516,7 +517,8 @@ class _Intake:
         while len(arrived) < most and self._is_there(now):
             command = self.arrivals[self.taken][1]
             self.taken += 1
-            arrived.append(Arrived(JobSpec(command, "list"), Position(0, self.taken, self.taken)))
+            spec = JobSpec(command, "list", "", wishes_in(command))
+            arrived.append(Arrived(spec, Position(0, self.taken, self.taken)))
         return arrived
 
     def _is_there(self, now: Timestamp) -> bool:

@@ -54,13 +54,16 @@ class Witness:
         self.note_reads(state)
         self.it_does_not_run_in_circles()
         self.no_job_is_forgotten(state)
-        self.a_gpu_has_one_run()
+        self.a_gpu_has_no_more_runs_than_it_may(state)
+        self.no_memory_is_promised_twice(state)
         self.attempts_at_a_job_do_not_meet()
         self.what_lives_is_known(state)
         self.what_should_end_is_gone_soon(state, now)
         self.the_journal_says_the_same(state)
-        for at, _run, _command, gpu in self.box.launched[self.launches_seen :]:
-            self.no_colleague_was_in_the_way(gpu, at)
+        for at, run, _command, gpu in self.box.launched[self.launches_seen :]:
+            living = self.box.living.get(run)
+            for index in living.gpu_indices if living is not None else [gpu]:
+                self.no_colleague_was_in_the_way(index, at)
         self.launches_seen = len(self.box.launched)
 
     def meet_another_dispatcher(self, now: float) -> None:
@@ -123,9 +126,19 @@ class Witness:
         assert came_to == Counter(counted)
         assert sorted(job.id for job in state.interrupted) == sorted(self.stopped())
 
-    def a_gpu_has_one_run(self) -> None:
-        used = [index for run in self.box.living.values() for index in run.gpu_indices]
-        assert len(used) == len(set(used))
+    def a_gpu_has_no_more_runs_than_it_may(self, state: State) -> None:
+        """By the box's own account; a job that is to be alone has all of its GPUs."""
+        runs = Counter(index for run in self.box.living.values() for index in run.gpu_indices)
+        assert all(count <= state.policy.most_per_gpu for count in runs.values())
+        for key, run in self.box.living.items():
+            if state.runs[key].job.alone:
+                assert all(runs[index] == 1 for index in run.gpu_indices), "it is not alone"
+
+    def no_memory_is_promised_twice(self, state: State) -> None:
+        for holds in state.holds.values():
+            promised = [hold.reserved_bytes or 0 for hold in holds.values()]
+            if len(promised) > 1:  # alone it may need more than there is: nobody else is harmed
+                assert sum(promised) <= self.box.memory_bytes
 
     def attempts_at_a_job_do_not_meet(self) -> None:
         jobs = [run.job for run in self.box.living]
