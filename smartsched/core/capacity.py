@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from smartsched.core.footprint import Meter, with_growth
-from smartsched.core.freeness import Busy, Free
+from smartsched.core.freeness import Busy, Free, Watch
 from smartsched.core.guard import closed
 from smartsched.core.model import GpuKey, GpuSample, PlacedGpu, RunKey, Timestamp
 from smartsched.core.needs import Need
@@ -17,6 +17,8 @@ from smartsched.core.strangers import Hold, unexplained_before, unexplained_byte
 MARGIN = 0.02
 # Together, of a GPU's time: two jobs that need less than that each run at nearly full speed.
 MOST_PERCENT = 125.0
+# A stranger that came or grew so lately may be about to take more.
+GROWS_FOR_SECONDS = 60.0
 # How soon a GPU is asked for again that another dispatcher had claimed.
 ASK_AGAIN_SECONDS = 1.0
 _SECONDS_A_DAY = 86400.0
@@ -95,6 +97,8 @@ def offers(
         holds = [hold for hold in state.holds_on(key) if (key, hold.run) not in released]
         if key in shut or any(hold.cleared_at is not None for hold in holds):
             continue
+        if state.policy.loses_work and has_somebody_new(watch, now):
+            continue  # what is started there would have to give way at once
         if key not in state.claimed and is_refused(state, key, now):
             continue
         if holds and (len(holds) >= state.policy.most_per_gpu or watch.is_unattributed):
@@ -156,6 +160,11 @@ def _percent(state: State, hold: Hold) -> float:
     meter = state.meters.get(hold.run)
     seen = meter.utilization_percent if meter is not None else None
     return hold.percent if seen is None else seen
+
+
+def has_somebody_new(watch: Watch, now: Timestamp) -> bool:
+    """Whether strangers are there that came or grew lately, and so may be about to take more."""
+    return bool(watch.strangers) and now - watch.grown_at <= GROWS_FOR_SECONDS
 
 
 def is_refused(state: State, key: GpuKey, now: Timestamp) -> bool:

@@ -8,6 +8,7 @@ memory that runs out while they still grow.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from smartsched.core.capacity import has_somebody_new
 from smartsched.core.freeness import Watch, culprits
 from smartsched.core.model import (
     GpuKey,
@@ -23,8 +24,6 @@ from smartsched.core.newcomers import Manners
 from smartsched.core.standing import is_stale
 from smartsched.core.state import State
 
-# A stranger that came or grew so lately may be about to take more.
-_GROWS_FOR_SECONDS = 60.0
 # Of a GPU's memory, what a stranger that grows is to find free at any time.
 _KEPT_FREE = 0.15
 # And over what it holds by then: a training first takes less than half of what it will have.
@@ -35,6 +34,7 @@ _MAY_GROW_BY = 1.6
 _FEW = 3
 _MANY = 12
 _EXCEPTIONS = 0.02
+_COMES_BACK_WITHIN_SECONDS = 3.0  # mostly the memory of a process that has ended
 # Strangers on a GPU where we run are noticed within two seconds.
 LOOK_EVERY_SECONDS = 1.5
 
@@ -83,16 +83,22 @@ def _too_many(
     ours = [run for run in _runs_on(state, gpu) if run.key not in chosen]
     if _is_crossed(watch):
         return [run for run in ours if _is_news_to(run, watch, there)]
-    if now - watch.grown_at > _GROWS_FOR_SECONDS:
+    if not has_somebody_new(watch, now) or _comes_back(state, gpu, now):
         return []
     return _to_make_room(state, gpu, watch, sample, ours)
+
+
+def _comes_back(state: State, gpu: GpuKey, now: Timestamp) -> bool:
+    """Whether a run has just gone whose memory the samples may still show."""
+    gone = (hold.cleared_at for hold in state.holds_on(gpu) if hold.cleared_at is not None)
+    return any(now - at < _COMES_BACK_WITHIN_SECONDS for at in gone)
 
 
 def _runs_on(state: State, gpu: GpuKey) -> list[Run]:
     """Youngest first."""
     runs = (state.runs.get(hold.run) for hold in state.holds_on(gpu))
     going = [run for run in runs if run is not None and isinstance(run.status, Running)]
-    return sorted(going, key=lambda run: -run.status.since)
+    return sorted(going, key=_began, reverse=True)
 
 
 def _is_crossed(watch: Watch) -> bool:

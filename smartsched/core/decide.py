@@ -14,7 +14,7 @@ from smartsched.core.actions import (
     Terminate,
 )
 from smartsched.core.blame import blame_ends_at
-from smartsched.core.capacity import ASK_AGAIN_SECONDS, caps_change_at
+from smartsched.core.capacity import ASK_AGAIN_SECONDS, GROWS_FOR_SECONDS, caps_change_at
 from smartsched.core.contention import (
     LOOK_EVERY_SECONDS,
     look_again_at,
@@ -226,14 +226,24 @@ def _place_queued_jobs(
             run = RunKey(job.id, job.attempts + 1)
             decision.events.append(RunPlaced(now, run, placement))
             decision.actions.append(Launch(run, job.spec, placement))
+            decision.wake_by(now)  # what is to be watched of it begins now
     _give_up_claims(state, planned, decision)
     _wake_for_tries(state, now, decision)
-    if state.queue:
-        decision.wake_by(caps_change_at(state, now))
-        for refusal in state.refused.values():
-            decision.wake_after(now, refusal.at + ASK_AGAIN_SECONDS)
+    _wake_for_gpus(state, now, decision)
     if not planned.starts and not state.runs and state.queue and state.policy.guard:
         _halt_if_all_fail(state, now, decision)
+
+
+def _wake_for_gpus(state: State, now: Timestamp, decision: Decision) -> None:
+    """When more may be given away, though nothing happens."""
+    if not state.queue:
+        return
+    decision.wake_by(caps_change_at(state, now))
+    for refusal in state.refused.values():
+        decision.wake_after(now, refusal.at + ASK_AGAIN_SECONDS)
+    if state.policy.loses_work:
+        for watch in state.gpus.values():
+            decision.wake_after(now, watch.grown_at + GROWS_FOR_SECONDS)
 
 
 def _refuse(job: Job, why: str, now: Timestamp, decision: Decision) -> None:

@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
 from tests.cli.harness import MOMENT, Box, Session, a_pipe
 from tests.stub_nvml import GIB, stranger_process
 from tests.waiting import wait_until
@@ -158,7 +156,6 @@ def test_a_job_that_gives_way_runs_again_later_when_nothing_else_is_free(box: Bo
     assert done.err.count("gives way") == 1
 
 
-@pytest.mark.xfail(reason="the tick that starts a run does not wake for its own next look")
 def test_a_job_gives_way_at_once_also_where_samples_are_rare(box: Box):
     session = box.start(
         "--free-for", "0", "--interval", "1h", "--gpus", "0", "--on-contention", "requeue",
@@ -212,7 +209,6 @@ def test_a_job_that_runs_beside_somebody_to_whom_another_gave_way_stays(box: Box
     assert len(box.events("run_stopping")) == 1
 
 
-@pytest.mark.xfail(reason="of two that began at once the older one goes, and comes back too soon")
 def test_only_the_youngest_go_as_long_as_that_is_enough(box: Box):
     """A newcomer who is below the thresholds, where memory runs out."""
     use = ("--mem", str(34 * GIB), "--util", "20", "--until", "go")

@@ -10,7 +10,6 @@ from smartsched.core.contention import (
     LOOK_EVERY_SECONDS,
     look_again_at,
     memory_allows_more_time,
-    nobody_grabs,
     strangers_at,
     who_gives_way,
 )
@@ -348,17 +347,6 @@ def test_who_gives_way_is_asked_in_the_way_the_user_said(asks: bool):
     assert decision.actions == [Checkpoint(a_run(1)) if asks else Terminate(a_run(1))]
 
 
-def test_of_many_people_who_took_their_memory_bit_by_bit_it_is_taken_for_granted():
-    state = packed(1)
-    assert not nobody_grabs(state)
-    look(state, ours(1, 10))
-    state.gpus[a_key()].newcomers.calm = 1000
-    assert nobody_grabs(state)
-    state.gpus[a_key()].newcomers.grabs = 1
-
-    assert not nobody_grabs(state)
-
-
 def being_stopped(*others: GpuProcess) -> State:
     """Two runs that give way."""
     state = packed(2, gib=10)
@@ -385,8 +373,10 @@ def test_a_run_that_saves_its_state_has_no_time_while_nobody_knows_what_the_newc
     state = being_stopped(a_process(gib=0.5))
 
     assert not memory_allows_more_time(state, state.runs[a_run(1)])
-    state.gpus[a_key()].newcomers.calm = 1000
+    state.gpus[a_key()].newcomers.all.calm = 1000
     assert memory_allows_more_time(state, state.runs[a_run(1)])
+    state.gpus[a_key()].newcomers.all.grabs = 1000
+    assert not memory_allows_more_time(state, state.runs[a_run(1)])
 
 
 def test_what_younger_runs_give_back_counts_for_the_older():

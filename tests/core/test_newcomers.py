@@ -20,7 +20,7 @@ def watched(*looks: Look, beside_ours: bool = True) -> Newcomers:
 
 
 def counts(newcomers: Newcomers) -> tuple[int, int]:
-    return newcomers.calm, newcomers.grabs
+    return newcomers.all.calm, newcomers.all.grabs
 
 
 def test_who_was_there_before_anybody_looked_is_no_newcomer():
@@ -68,7 +68,7 @@ def test_each_is_counted_once():
 def settled(*looks: Look) -> bool:
     newcomers = watched((0, {}), *looks)
     people = tuple(a_process(pid, gib) for pid, gib in looks[-1][1].items())
-    return newcomers.has_settled(used_by(*people))
+    return not list(newcomers.undecided(used_by(*people)))
 
 
 def test_who_has_no_more_than_a_context_has_still_to_show_how_he_takes_his_memory():
@@ -91,4 +91,4 @@ def test_what_the_driver_does_not_say_counts_as_nothing():
 
     newcomers.see(used_by(nobody_knows), [nobody_knows], T0 + 1, beside_ours=True)
 
-    assert not newcomers.has_settled(used_by(nobody_knows))
+    assert list(newcomers.undecided(used_by(nobody_knows)))

@@ -139,9 +139,6 @@ def test_runs_together_do_not_need_more_time_than_there_is():
     assert len(planned(state)) == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="offers are not put in order again once something was taken of one of them"
-)
 @pytest.mark.parametrize("policy", [AUTO, {"jobs_per_gpu": 3}], ids=["learned", "by number"])
 def test_gpus_that_nobody_uses_are_filled_before_any_is_shared(policy: dict[str, Any]):
     state = a_box(sweep(5), free(3), **policy)
