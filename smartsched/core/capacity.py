@@ -187,9 +187,9 @@ def budget_of(state: State, offered: Collection[Offer], now: Timestamp) -> Budge
     policy, at = state.policy, time_of_day(state, now)
     most_jobs, most_gpus = policy.most_jobs.at(at), policy.most_gpus.at(at)
     keep = policy.leave_free.at(at) or 0
-    ours, empty = len(state.holds), sum(1 for offer in offered if offer.runs == 0)
-    by_cap = _left(most_gpus, ours)
-    by_manners = max(0.0, empty - keep) if keep else _UNLIMITED
+    empty = {offer.key for offer in offered if offer.runs == 0}  # also what was just given back
+    by_cap = _left(most_gpus, len(state.holds.keys() - empty))
+    by_manners = max(0.0, len(empty) - keep) if keep else _UNLIMITED
     why = f"--max-gpus {most_gpus}" if by_cap <= by_manners else f"--leave-free {keep}"
     gpuless = sum(1 for run in state.runs.values() if not run.status.placement.gpus)
     return Budget(

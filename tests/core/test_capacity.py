@@ -403,3 +403,12 @@ def test_a_run_that_ended_still_has_its_gpu_until_the_memory_is_back():
     apply(state, exited(1))
 
     assert budget(state).gpus == 0
+
+
+def test_a_gpu_that_is_given_back_in_this_very_moment_is_ours_no_more():
+    state = capped(most_gpus="1")
+    apply(state, exited(1))
+    see(state, a_snapshot(a_sample(0), a_sample(1), at=T0 + 2))
+    given_back = offers(state, T0 + 2, {(a_key(0), a_run(1))})
+
+    assert budget_of(state, given_back, T0 + 2).gpus == 1

@@ -329,6 +329,24 @@ def test_the_last_free_gpu_is_left_to_others():
     assert state.totals.ok == 8
 
 
+def test_caps_by_the_hour_hold_when_their_hour_comes_though_nothing_happens():
+    box = a_box(PretendJob(2 * HOUR), sweep(4), gpus=4)
+    box.interval_seconds = 10.0
+    box.clock.time = 20 * 86400.0 + 8.5 * HOUR
+
+    box.run(a_policy(most_gpus=parse_cap("1@00-09,3@09-24"), interval_seconds=10.0))
+
+    assert seconds_of_starts(box) == pytest.approx([0, HOUR / 2, HOUR / 2, 2 * HOUR], abs=1)
+
+
+def test_under_a_cap_on_gpus_the_next_job_follows_at_once():
+    box = a_box(PretendJob(100.0), sweep(3), gpus=2)
+
+    box.run(a_policy(most_gpus=parse_cap("1")))
+
+    assert seconds_of_starts(box) == pytest.approx([0, 100, 200], abs=0.1)
+
+
 # --- out of memory
 
 
