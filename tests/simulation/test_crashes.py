@@ -13,13 +13,14 @@ from smartsched.core.events import (
     DrainRequested,
     Event,
     JobFinished,
+    RunExited,
     RunKilled,
     RunStopping,
     StopRequested,
 )
 from smartsched.core.freeness import Share, Thresholds
 from smartsched.core.halt import Halt
-from smartsched.core.model import Ending, Exited, JobId, Killed, RunKey
+from smartsched.core.model import Ending, Exited, JobId, Killed, NotStarted, RunKey
 from smartsched.core.policy import Policy
 from smartsched.core.records import decode_line
 from smartsched.core.state import State
@@ -32,6 +33,8 @@ HOUR = 3600.0
 # So often somebody says --resume until nothing is left; each time a job at least is settled.
 MOST_DISPATCHERS = 60
 EXAMPLES, MANY_EXAMPLES = 200, 20_000
+OUT_OF_MEMORY = "CUDA out of memory"
+OOM = Exited(77)  # what a job ends with that says so
 UNHURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
 
@@ -41,9 +44,12 @@ class Command:
 
     job: PretendJob
     endings: Sequence[Ending] = (Exited(0),)
+    gpus: int = 1
 
     def at_attempt(self, number: int) -> PretendJob:
-        return replace(self.job, ending=self.endings[min(number, len(self.endings) - 1)])
+        ending = self.endings[min(number, len(self.endings) - 1)]
+        says = OUT_OF_MEMORY if ending == OOM else ""
+        return replace(self.job, ending=ending, out_of_memory=says)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class History:
 
 
 def box_of(history: History) -> PretendBox:
-    commands = {f"job {number}": each for number, each in enumerate(history.commands, start=1)}
+    commands = {named(number, each): each for number, each in enumerate(history.commands, start=1)}
     arrivals = sorted([*history.arrivals, *[0.0] * len(commands)][: len(commands)])
     box = PretendBox(history.gpus, jobs_of(commands), list(zip(arrivals, commands, strict=True)))
     now = box.clock.time
@@ -86,6 +92,12 @@ def box_of(history: History) -> PretendBox:
     if history.broken_gpu:
         box.broken[0] = PretendJob(0.5, ending=Exited(1))
     return box
+
+
+def named(number: int, command: Command) -> str:
+    """Every other one is of another shape."""
+    wish = "" if command.gpus == 1 else f"  # smartsched: gpus={command.gpus}"
+    return f"{'odd' if number % 2 else 'even'} --n {number}{wish}"
 
 
 def jobs_of(commands: dict[str, Command]) -> Callable[[str], PretendJob]:
@@ -148,7 +160,9 @@ def judge(box: PretendBox, state: State, commands: int) -> None:
         last_attempts[run.job] = run.attempt
     for run in succeeded:
         assert last_attempts[run.job] == run.attempt, "run again though it had ended well"
-    assert len(last_attempts) == commands, "given up though it never ran"
+    ends = (event for event in box.events if isinstance(event, RunExited))
+    refused = {end.run.job for end in ends if isinstance(end.ending, NotStarted)}  # too many GPUs
+    assert len(last_attempts) + len(refused) == commands, "given up though it never ran"
     told = [tell.ended.key for tell in box.told]
     assert len(told) == len(set(told)), "told twice"
 
@@ -181,7 +195,7 @@ def lived(history: History, deaths: Sequence[Death]) -> PretendBox:
 
 # --- any history
 
-ENDINGS: list[Ending] = [Exited(0), Exited(0), Exited(1), Killed(11)]
+ENDINGS: list[Ending] = [Exited(0), Exited(0), Exited(1), Killed(11), OOM]
 commands = st.builds(
     Command,
     st.builds(
@@ -193,8 +207,11 @@ commands = st.builds(
         ignores_sigterm=st.booleans(),
         ending_when_asked=st.sampled_from([Killed(15), Killed(15), Exited(0)]),
         seen_by_driver=st.sampled_from([True, True, False]),
+        utilization_percent=st.sampled_from([0, 30, 100]),
+        saves_when_told=st.booleans(),
     ),
     st.lists(st.sampled_from(ENDINGS), min_size=1, max_size=3),
+    st.sampled_from([1, 1, 1, 2, 0]),
 )
 policies = st.builds(
     a_policy,
@@ -208,6 +225,13 @@ policies = st.builds(
     halt=st.sampled_from([None, None, Halt(False, 2, None), Halt(True, 1, None)]),
     guard=st.booleans(),
     tells=st.just(True),
+    claims=st.booleans(),
+    jobs_per_gpu=st.sampled_from([1, 1, 2, "auto"]),
+    on_contention=st.sampled_from(["drain", "requeue", "ignore"]),
+    asks_for_checkpoints=st.booleans(),
+    yield_grace_seconds=st.sampled_from([0.0, 2.0]),
+    oom_retries=st.integers(0, 2),
+    most_gpuless=st.integers(1, 4),
 )
 seconds = st.integers(0, 100).map(float)
 windows = st.tuples(seconds, st.sampled_from([0.3, 5.0, 30.0]))
