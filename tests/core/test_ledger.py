@@ -198,3 +198,35 @@ def test_what_fails_once_more_after_its_gpu_was_withheld_has_failed():
     events: list[Event] = [finished(1, "failed"), withheld((1, 1)), finished(1, "failed", 2)]
 
     assert failures_after(*events) == {JobId(1): (spec("a"), 2)}
+
+
+# --- what commands wish for themselves
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("a", "a  # smartsched: gpus=2"),
+        ("a  # smartsched: gpus=2", "a"),
+        ("a  # smartsched: gpus=2 mem=4GiB", "a # smartsched: priority=9"),
+    ],
+    ids=["added", "taken away", "changed"],
+)
+def test_a_command_is_the_same_whatever_it_wishes_for_itself(before: str, now: str):
+    ledger = ledger_of([JobAccepted(T0, JobId(1), spec(before)), REPLACED])
+
+    assert ledger.next_occurrence(spec(now)) == 1
+
+
+def test_any_other_comment_is_part_of_the_command():
+    ledger = ledger_of([JobAccepted(T0, JobId(1), spec("a  # once")), REPLACED])
+
+    assert ledger.next_occurrence(spec("a  # twice")) is None
+
+
+def test_lines_that_differ_only_in_their_wishes_are_told_apart_by_their_order():
+    lines = ["a  # smartsched: priority=1", "a  # smartsched: priority=2"]
+    accepted = [JobAccepted(T0, JobId(n), spec(line)) for n, line in enumerate(lines, start=1)]
+    ledger = ledger_of([*accepted, REPLACED])
+
+    assert [ledger.next_occurrence(spec(line)) for line in reversed(lines)] == [1, 2]

@@ -19,6 +19,8 @@ from smartsched.core.events import (
     JobRequeued,
     RunCleared,
     RunKilled,
+    RunMeasured,
+    RunPlaced,
     RunResumed,
     RunStopping,
     StopRequested,
@@ -36,6 +38,7 @@ from smartsched.core.model import (
     SamplerTrouble,
     StopReason,
 )
+from smartsched.core.placement import NO_GPU
 from smartsched.core.settle import settle
 from smartsched.core.state import QUICK_SECONDS, State
 from tests.builders import (
@@ -43,6 +46,7 @@ from tests.builders import (
     T0,
     a_key,
     a_policy,
+    a_process,
     a_run,
     a_sample,
     a_snapshot,
@@ -55,6 +59,7 @@ from tests.builders import (
     placed,
     requeued,
     see,
+    used_by,
 )
 
 FAILED = Exited(1)
@@ -667,3 +672,105 @@ def test_a_job_does_not_start_elsewhere_while_processes_of_its_failed_run_live()
 
     assert (3, "1") not in launches(decision)
     assert not [job for job in state.queue if a_run(job.id, job.attempts) in state.runs]
+
+
+# --- giving way
+
+
+@pytest.mark.parametrize("ending", [Killed(15), Killed(9), Exited(1)])
+@pytest.mark.parametrize("retries", [0, 3])
+def test_what_gave_way_is_queued_again_at_the_head_and_it_is_no_failure(
+    ending: Ending, retries: int
+):
+    state, events = ended(ending, why="contention", retries=retries)
+
+    assert events == [requeued(why="contention")]
+    assert [job.id for job in state.queue] == [1, 2]
+    assert (state.queue[0].failures, state.totals.failed, state.totals.yields) == (0, 0, 1)
+
+
+def test_what_gave_way_and_saved_its_state_has_not_done_its_work():
+    state, events = ended(Exited(0), why="contention")
+
+    assert events == [requeued(why="contention")]
+    assert state.totals.ok == 0
+
+
+def test_what_gave_way_again_and_again_is_tried_again_and_again():
+    state = after(accepted(1))
+    for attempt in range(1, 30):
+        for event in (
+            placed(attempt=attempt),
+            launched(attempt=attempt),
+            RunStopping(T0, a_run(attempt=attempt), "contention"),
+            exited(attempt=attempt, ending=Killed(15)),
+            GpuReleased(T0, a_key(), a_run(attempt=attempt)),
+        ):
+            apply(state, event)
+        assert settled(state) == [requeued(why="contention", attempt=attempt)]
+
+    assert state.queue[0].yields == 29
+
+
+def test_what_gave_way_says_nothing_of_its_gpu():
+    state, _ = ended(Killed(15), why="contention")
+
+    assert state.records == {}
+
+
+def test_what_was_asked_to_give_way_before_all_was_stopped_is_started_anew():
+    state, events = ended(Killed(15), STOP, why="contention")
+
+    assert [type(event) for event in events] == [JobRequeued]
+    assert state.totals.stopped == 0
+
+
+def test_what_gave_way_does_not_run_again_while_something_of_it_lives():
+    stopping = RunStopping(T0, a_run(), "contention")
+    end = exited(ending=Killed(15), leftovers=1)
+    state = after([*accepted(1), placed(), launched(), stopping, end])
+
+    assert settled(state) == []
+    apply(state, RunCleared(T0 + 1, a_run()))
+    assert settled(state, 1) == [requeued(why="contention", at=T0 + 1, not_before=T0 + 1)]
+
+
+# --- what a run teaches
+
+
+def measured_run(*more: Event, ending: Ending, **policy: Any) -> list[Event]:
+    state = after([*accepted(1), placed(), launched()], **policy)
+    for at in (1, 2):
+        see(state, a_snapshot(used_by(a_process(77, 5), utilization_percent=50), at=T0 + at))
+    for event in (*more, exited(at=T0 + 60, ending=ending)):
+        apply(state, event)
+    return settled(state, 60)
+
+
+def test_what_ended_well_teaches_before_it_is_done():
+    events = measured_run(ending=Exited(0))
+
+    assert [type(event) for event in events] == [RunMeasured, JobFinished]
+
+
+@pytest.mark.parametrize(
+    ("ending", "why"), [(Exited(1), None), (Killed(9), None), (Exited(0), "contention")]
+)
+def test_what_did_not_get_to_its_end_teaches_nothing(ending: Ending, why: Any):
+    stopping: list[Event] = [] if why is None else [RunStopping(T0 + 9, a_run(), why)]
+
+    events = measured_run(*stopping, ending=ending)
+
+    assert not any(isinstance(event, RunMeasured) for event in events)
+
+
+# --- what no GPU could ever do for
+
+
+def test_a_job_that_no_gpu_will_ever_do_for_has_failed_whatever_retries_are_left():
+    refused = RunPlaced(T0, a_run(), NO_GPU)
+    end = exited(ending=NotStarted("it needs 9 GPUs"))
+
+    state = after([*accepted(1), refused, end], retries=5)
+
+    assert settled(state) == [finished(outcome="failed")]

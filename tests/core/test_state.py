@@ -5,6 +5,8 @@ from copy import deepcopy
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smartsched.core.apply import apply, replay
 from smartsched.core.events import (
@@ -59,6 +61,7 @@ from tests.builders import (
     exited,
     finished,
     launched,
+    listed,
     placed,
     requeued,
     see,
@@ -502,3 +505,56 @@ def test_a_gpu_without_a_uuid_is_forgotten_when_it_can_be_read_again():
     see(state, a_snapshot(a_sample(1), at=T0 + 1))
 
     assert [watch.latest.key for watch in state.gpus.values()] == [a_key(1)]
+
+
+# --- the order of the queue
+
+
+def order(state: State) -> list[int]:
+    return [job.id for job in state.queue]
+
+
+def with_priorities(*priorities: int) -> list[Event]:
+    return listed(*(f"echo {n}  # smartsched: priority={p}" for n, p in enumerate(priorities)))
+
+
+def test_larger_priorities_go_first_and_equals_by_the_list():
+    assert order(after(with_priorities(0, 5, 0, 5, -1))) == [2, 4, 1, 3, 5]
+
+
+def test_a_job_that_is_queued_again_goes_first_among_its_equals_and_behind_larger_ones():
+    events: list[Event] = [*with_priorities(0, 5, 0, 5), placed(1), launched(1), exited(1)]
+
+    state = after([*events, requeued(1, "contention")])
+
+    assert order(state) == [2, 4, 1, 3]
+
+
+def test_an_urgent_job_that_is_queued_again_is_at_the_head():
+    events: list[Event] = [*with_priorities(0, 5, 0, 5), placed(2), launched(2), exited(2)]
+
+    assert order(after([*events, requeued(2, "contention")])) == [2, 4, 1, 3]
+
+
+def test_a_start_that_was_postponed_keeps_its_place_by_priority():
+    events: list[Event] = [*with_priorities(0, 5, 0), placed(2), replace(POSTPONED, run=a_run(2))]
+
+    assert order(after(events)) == [2, 1, 3]
+
+
+@given(st.lists(st.integers(-2, 2), min_size=1, max_size=12), st.data())
+def test_however_jobs_come_and_go_the_queue_is_in_order(priorities: list[int], data: st.DataObject):
+    state = after(with_priorities(*priorities))
+    wanted = order(state)
+
+    for job in data.draw(st.permutations(wanted)):
+        apply(state, placed(job))
+    for job in data.draw(st.permutations(wanted)):
+        apply(state, RunPostponed(T0, a_run(job), "no memory"))
+
+    assert order(state) == wanted == sorted(wanted, key=lambda n: (-priorities[n - 1], n))
+
+
+def test_it_is_known_whether_jobs_came_that_need_no_gpu():
+    assert not after(listed("a", "b  # smartsched: gpus=1")).has_gpuless
+    assert after(listed("a", "b  # smartsched: gpus=0")).has_gpuless

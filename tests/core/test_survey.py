@@ -5,17 +5,21 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from smartsched.core.freeness import Size, Thresholds
+from smartsched.core.model import ClaimGranted, ClaimRefused
+from smartsched.core.sight import hear
 from smartsched.core.state import State
 from smartsched.core.survey import Survey, as_json, survey
 from tests.builders import (
     GIB,
     T0,
+    a_key,
     a_policy,
     a_process,
     a_sample,
     a_state,
     exited,
     launched,
+    listed,
     placed,
     unreadable,
     used_by,
@@ -180,3 +184,64 @@ def test_a_box_that_was_not_read_yet_is_surveyed_too():
     found = as_read(State(a_policy()))
 
     assert (found["gpus"], found["any_free"], found["would_wait_because"]) == ([], False, None)
+
+
+# --- other dispatchers, and what can never be
+
+
+def test_a_gpu_that_another_dispatcher_has_claimed_is_busy_and_it_is_said_whose_claim():
+    state = a_state(a_sample(0), a_sample(1), queued=2)
+    hear(state, ClaimRefused(T0, (a_key(0),), ((a_key(0), "claimed by bob (run 7, pid 4711)"),)))
+
+    found = surveyed(state)
+
+    assert [(row.word, row.reasons) for row in found.rows] == [
+        ("BUSY", ("claimed by bob (run 7, pid 4711)",)),
+        ("FREE", ()),
+    ]
+    assert [(job.id, where.labels) for job, where in found.starts] == [(1, "1")]
+    assert "claimed by bob" in found.waits_because
+
+
+def test_the_json_tells_whose_claim_holds_a_gpu():
+    state = a_state(a_sample())
+    hear(state, ClaimRefused(T0, (a_key(0),), ((a_key(0), "claimed by bob"),)))
+
+    (gpu,) = as_read(state)["gpus"]
+
+    assert (gpu["verdict"], gpu["reasons"]) == ("BUSY", ["claimed by bob"])
+    assert gpu["failed_tests"] == []
+
+
+def test_a_gpu_that_is_ours_by_now_is_no_longer_claimed_by_others():
+    state = a_state(a_sample())
+    hear(state, ClaimRefused(T0, (a_key(0),), ((a_key(0), "claimed by bob"),)))
+
+    hear(state, ClaimGranted(T0 + 1, (a_key(0),)))
+
+    assert [row.word for row in surveyed(state).rows] == ["FREE"]
+
+
+def test_jobs_that_no_gpu_will_ever_do_for_are_told_with_the_reason():
+    commands = listed("torchrun a.py  # smartsched: gpus=3", "b", "c")
+    state = a_state(a_sample(0), events=commands)
+
+    found = as_read(state)
+
+    assert found["would_fail"] == [
+        {
+            "command": "torchrun a.py  # smartsched: gpus=3",
+            "source": "list:1",
+            "why": "it needs 3 GPUs, and there are 1 to choose from",
+        }
+    ]
+    assert [each["command"] for each in found["would_start"]] == ["b"]
+    assert [each["command"] for each in found["would_wait"]] == ["c"]
+
+
+def test_jobs_that_need_no_gpu_start_on_none():
+    state = a_state(unreadable(), events=listed("make  # smartsched: gpus=0"))
+
+    (start,) = as_read(state)["would_start"]
+
+    assert start["gpus"] == ""
