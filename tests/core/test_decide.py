@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from smartsched.core.actions import Kill, Launch, Refresh, Terminate
+from smartsched.core.actions import Claim, Kill, Launch, Refresh, Release, Terminate
 from smartsched.core.apply import apply
-from smartsched.core.capacity import offers
+from smartsched.core.capacity import ASK_AGAIN_SECONDS, offers
 from smartsched.core.decide import (
     UNKILLABLE_AFTER_SECONDS,
     Decision,
@@ -20,33 +20,52 @@ from smartsched.core.events import (
     GpuReleased,
     InputEnded,
     RunCleared,
+    RunExited,
     RunKilled,
+    RunPlaced,
     RunPostponed,
     RunStopping,
     StopRequested,
     WaitTimedOut,
 )
 from smartsched.core.freeness import Free, Thresholds, Unknown
-from smartsched.core.model import Exited, GpuReading, SamplerTrouble
+from smartsched.core.hours import parse_cap
+from smartsched.core.model import (
+    ClaimGranted,
+    ClaimRefused,
+    Exited,
+    GpuReading,
+    NotStarted,
+    SamplerTrouble,
+    StopReason,
+    Wait,
+)
+from smartsched.core.placement import NO_GPU
 from smartsched.core.planning import WAIT_FOR_ANOTHER_GPU_SECONDS
 from smartsched.core.selection import Selection, parse_ids
+from smartsched.core.sight import hear
 from smartsched.core.standing import current_verdict, why_none_is_free, why_not, withheld_because
 from smartsched.core.state import FIRST_POSTPONE_SECONDS, State
 from tests.builders import (
+    GIB,
     HOST,
     T0,
     a_key,
+    a_part,
     a_process,
     a_run,
     a_sample,
     a_snapshot,
     a_state,
     accepted,
+    begun,
     decided,
     exited,
     finished,
     launched,
     launches,
+    listed,
+    ours,
     placed,
     requeued,
     see,
@@ -840,3 +859,251 @@ def test_what_is_decided_is_legal(state: State, seconds: float):
         apply(believed, event)
 
     assert believed is not state
+
+
+# --- claims
+
+
+def claiming(*events: Event, gpus: int = 1, queued: int = 1, **policy: Any) -> State:
+    """Other dispatchers are on this box too."""
+    samples = [a_sample(index) for index in range(gpus)]
+    return a_state(*samples, queued=queued, events=events, **({"claims": True} | policy))
+
+
+def granted(state: State, *indices: int, at: float = T0) -> None:
+    hear(state, ClaimGranted(at, tuple(a_key(index) for index in indices)))
+
+
+def refused(state: State, *indices: int, at: float = T0) -> None:
+    keys = tuple(a_key(index) for index in indices)
+    hear(state, ClaimRefused(at, keys, tuple((key, "claimed by bob") for key in keys)))
+
+
+def test_a_gpu_is_claimed_and_looked_at_before_anything_starts_there():
+    decision = decided(claiming())
+
+    assert decision.events == []
+    assert decision.actions == [Claim(((a_key(), 0),)), Refresh(a_key(), T0)]
+
+
+def test_a_claim_says_how_much_of_a_gpu_is_wanted():
+    state = claiming(jobs_per_gpu=2, job_memory=7 * GIB)
+
+    (claim, *_) = decided(state).actions
+
+    assert claim == Claim(((a_key(), 7 * GIB),))
+
+
+def test_all_gpus_of_a_job_are_claimed_at_once():
+    state = claiming(gpus=2, gpus_per_job=2)
+
+    (claim, *_) = decided(state).actions
+
+    assert claim == Claim(((a_key(0), 0), (a_key(1), 0)))
+
+
+def test_a_sample_from_before_the_claim_starts_nothing():
+    """Whoever held it until then may have started something meanwhile."""
+    state = claiming()
+    granted(state, 0, at=T0 + 0.01)
+
+    before = decided(state, 0.02)
+    see(state, a_snapshot(a_sample(), at=T0 + 0.015))
+    after = decided(state, 0.02)
+
+    assert [type(action) for action in before.actions] == [Refresh]
+    assert before.events == []
+    assert launches(after) == [(1, "0")]
+
+
+def test_a_gpu_that_a_sample_after_the_claim_shows_busy_is_let_go():
+    state = claiming()
+    granted(state, 0)
+    see(state, a_snapshot(used_by(a_process(gib=50)), at=T0 + 0.01))
+
+    decision = decided(state, 0.01)
+
+    assert launches(decision) == []
+    assert decision.actions == [Release((a_key(),))]
+
+
+def test_a_gpu_that_is_refused_is_asked_for_again_after_a_second():
+    state = claiming()
+    refused(state, 0)
+
+    soon = decided(state, 0.5)
+    see(state, a_snapshot(a_sample(), at=T0 + ASK_AGAIN_SECONDS))
+    later = decided(state, ASK_AGAIN_SECONDS)
+
+    assert ASK_AGAIN_SECONDS == 1
+    assert (soon.actions, soon.wake_at) == ([], T0 + ASK_AGAIN_SECONDS)
+    assert soon.waiting == Wait("GPU 0: claimed by bob")
+    assert Claim(((a_key(), 0),)) in later.actions
+
+
+def test_while_one_gpu_is_refused_another_is_claimed():
+    state = claiming(gpus=2)
+    refused(state, 0)
+
+    assert decided(state).actions[0] == Claim(((a_key(1), 0),))
+
+
+def test_a_claim_is_kept_while_a_run_of_ours_is_there():
+    state = claiming(placed(), launched(), queued=1)
+    granted(state, 0)
+
+    assert decided(state).actions == []
+
+
+def test_a_claim_that_nothing_is_to_be_started_for_is_given_up():
+    state = claiming(queued=0)
+    granted(state, 0)
+
+    assert decided(state).actions == [Release((a_key(),))]
+
+
+def test_claims_are_given_up_when_nothing_more_is_to_be_started():
+    state = claiming()
+    granted(state, 0)
+    apply(state, DRAIN)
+
+    assert decided(state).actions == [Release((a_key(),))]
+
+
+def test_a_gpu_that_is_ours_already_is_not_claimed_again_for_another_job():
+    state = claiming(*begun(1, a_part(gib=5)), queued=2, jobs_per_gpu=2, job_memory=5 * GIB)
+    granted(state, 0, at=T0 - 100)
+    see(state, a_snapshot(used_by(ours()), at=T0 + 1))
+
+    decision = decided(state, 1)
+
+    assert launches(decision) == [(2, "0")]
+    assert not any(isinstance(action, Claim) for action in decision.actions)
+
+
+def test_jobs_behind_one_whose_gpus_are_being_claimed_wait_for_their_turn():
+    state = claiming(gpus=2, queued=2)
+    granted(state, 1)
+    see(state, a_snapshot(a_sample(0), a_sample(1), at=T0 + 0.01))
+
+    decision = decided(state, 0.01)
+
+    assert launches(decision) == []
+    assert decision.actions[0] == Claim(((a_key(0), 0),))
+    assert not any(isinstance(action, Release) for action in decision.actions)
+
+
+def test_without_other_dispatchers_nothing_is_claimed():
+    decision = decided(claiming(claims=False))
+
+    assert launches(decision) == [(1, "0")]
+    assert not any(isinstance(action, Claim | Release) for action in decision.actions)
+
+
+def test_a_job_that_needs_no_gpu_claims_none():
+    state = a_state(a_sample(), events=listed("make  # smartsched: gpus=0"), claims=True)
+
+    assert launches(decided(state)) == [(1, "")]
+
+
+# --- how long one command may take
+
+
+@pytest.mark.parametrize(
+    ("wish", "limit", "stops_after"),
+    [("", 30.0, 30.0), ("timeout=5s", 30.0, 5.0), ("timeout=60s", 30.0, 60.0),
+     ("timeout=60s", None, 60.0)],
+)  # fmt: skip
+def test_the_time_limit_of_a_command_goes_before_that_of_all(
+    wish: str, limit: float | None, stops_after: float
+):
+    command = f"a  # smartsched: {wish}" if wish else "a"
+    state = a_state(events=[*listed(command), *begun(1)], timeout_seconds=limit)
+
+    assert decided(state, stops_after - 0.1).wake_at == T0 + stops_after
+    assert decided(state, stops_after).events == [RunStopping(T0 + stops_after, a_run(), "timeout")]
+
+
+# --- how long who gives way may take
+
+
+def giving_way(gib: float, why: StopReason = "contention", **policy: Any) -> State:
+    """A run that is asked to end at T0 + 20, beside somebody who came a while ago."""
+    patient: dict[str, Any] = {"grace_seconds": 60.0, "yield_grace_seconds": 2.0}
+    state = a_state(events=[*listed("a"), *begun(1)], **(patient | policy))
+    for at, held in ((0, 0), (1, gib), (20, gib)):
+        others = [a_process(gib=held)] if held else []
+        see(state, a_snapshot(used_by(ours(), *others), at=T0 + at))
+    apply(state, RunStopping(T0 + 20, a_run(), why))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "grace"),
+    [
+        (giving_way(20), 2.0),
+        (giving_way(20, asks_for_checkpoints=True), 60.0),
+        (giving_way(80, asks_for_checkpoints=True), 2.0),
+        (giving_way(20, asks_for_checkpoints=True, grace_seconds=1.0), 2.0),
+        (giving_way(20, why="timeout"), 60.0),
+        (giving_way(20, why="asked", asks_for_checkpoints=True), 60.0),
+    ],
+    ids=["at once", "with time", "memory is short", "more than the grace", "timeout", "asked"],
+)
+def test_who_gives_way_is_quick_unless_it_saves_its_state_and_memory_allows_it(
+    state: State, grace: float
+):
+    before, then = decided(state, 20 + grace - 0.1), decided(state, 20 + grace)
+
+    assert not any(isinstance(action, Kill) for action in before.actions)
+    assert before.wake_at <= T0 + 20 + grace
+    assert Kill(a_run()) in then.actions
+
+
+def test_who_was_given_time_has_none_any_more_once_memory_runs_short():
+    state = giving_way(20, asks_for_checkpoints=True)
+    assert Kill(a_run()) not in decided(state, 25).actions
+
+    see(state, a_snapshot(used_by(ours(), a_process(gib=80)), at=T0 + 25))
+
+    assert Kill(a_run()) in decided(state, 25).actions
+
+
+# --- what no GPU will ever do for
+
+
+def test_a_job_that_no_gpu_will_ever_do_for_fails_at_once_without_a_start():
+    state = a_state(a_sample(), events=listed("a  # smartsched: gpus=2", "b"))
+
+    decision = decided(state)
+
+    refused_, ended_, started = decision.events
+    assert refused_ == RunPlaced(T0, a_run(1), NO_GPU)
+    assert isinstance(ended_, RunExited)
+    assert isinstance(ended_.ending, NotStarted)
+    assert "it needs 2 GPUs" in ended_.ending.why
+    assert isinstance(started, RunPlaced)
+    assert [action.run for action in decision.actions if isinstance(action, Launch)] == [a_run(2)]
+    assert decision.wake_at == T0
+
+
+@pytest.mark.xfail(strict=True, reason="the queue is not looked at while no GPU can be given away")
+def test_a_job_that_no_gpu_will_ever_do_for_fails_though_all_gpus_are_taken():
+    commands = listed("a", "b  # smartsched: gpus=2")
+    state = a_state(used_by(ours()), events=[*commands, *begun(1)])
+
+    assert [type(event) for event in decided(state).events] == [RunPlaced, RunExited]
+
+
+# --- caps by the hour
+
+
+def test_it_wakes_when_a_cap_changes_while_something_waits():
+    midnight = T0 - T0 % 86400 + 86400
+    at_eight = midnight + 8 * 3600 - T0
+    policy: dict[str, Any] = {"most_gpus": parse_cap("0@00-09,1@09-24")}
+    waits = a_state(a_sample(), queued=1, at=T0 + at_eight, **policy)
+    idle = a_state(a_sample(), at=T0 + at_eight, **policy)
+
+    assert decided(waits, at_eight).wake_at == midnight + 9 * 3600
+    assert decided(idle, at_eight).wake_at == float("inf")
