@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from smartsched.core.capacity import has_somebody_new
+from smartsched.core.footprint import CONTEXT_BYTES
 from smartsched.core.freeness import Watch, culprits
 from smartsched.core.model import (
     GpuKey,
@@ -34,6 +35,7 @@ _MAY_GROW_BY = 1.6
 _FEW = 3
 _MANY = 12
 _EXCEPTIONS = 0.02
+_CONTEXT_AT_MOST_BYTES = 2 * CONTEXT_BYTES
 _COMES_BACK_WITHIN_SECONDS = 3.0  # mostly the memory of a process that has ended
 # Strangers on a GPU where we run are noticed within two seconds.
 LOOK_EVERY_SECONDS = 1.5
@@ -81,11 +83,19 @@ def _too_many(
     if not there and not watch.is_partly_hidden:
         return []
     ours = [run for run in _runs_on(state, gpu) if run.key not in chosen]
-    if _is_crossed(watch):
+    if _is_crossed(watch) or _may_take_all(state, gpu, watch):
         return [run for run in ours if _is_news_to(run, watch, there)]
     if not has_somebody_new(watch, now) or _comes_back(state, gpu, now):
         return []
     return _to_make_room(state, gpu, watch, sample, ours)
+
+
+def _may_take_all(state: State, gpu: GpuKey, watch: Watch) -> bool:
+    """Whether somebody is there who has made no more than a context yet, and is not known to begin
+    small: in a second he may take what frameworks preallocate, and dies if it is not there."""
+    fresh = [p for p in strangers_at(state, watch) if watch.newcomers.is_undecided(p.pid)]
+    contexts = [p for p in fresh if (p.memory_bytes or 0) <= _CONTEXT_AT_MOST_BYTES]
+    return bool(contexts) and not _are_trusted(state, gpu)
 
 
 def _comes_back(state: State, gpu: GpuKey, now: Timestamp) -> bool:

@@ -70,6 +70,10 @@ class Newcomers:
                 self._remember(small.program, shown)
                 del self._small[pid]
 
+    def is_undecided(self, pid: int) -> bool:
+        """Whether this process came just now, and has still to show how it takes its memory."""
+        return pid in self._small
+
     def undecided(self, sample: GpuSample) -> Iterator[str]:
         """The programs of those who hold little so far and may yet take everything at once."""
         for small in self._small.values():
