@@ -86,6 +86,9 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         **_packing(args),
         **_manners(args),
     )
+    if args.checkpoint_signal is not None and policy.on_contention != "requeue":
+        how = "goes with --on-contention requeue or --polite: without, no job gives way"
+        notes += (f"--checkpoint-signal {how}",)
     color = not args.no_color and not os.environ.get("NO_COLOR")
     return Config(
         run_name=run_name,
@@ -129,6 +132,7 @@ def _packing(args: argparse.Namespace) -> dict[str, Any]:
 def _manners(args: argparse.Namespace) -> dict[str, Any]:
     leave_free = "1" if args.polite and args.leave_free is None else args.leave_free
     return {
+        "is_polite": args.polite and args.leave_free is None,
         "most_jobs": _cap("--jobs", args.jobs, least=1),
         "most_gpus": _cap("--max-gpus", args.max_gpus),
         "leave_free": _cap("--leave-free", leave_free),

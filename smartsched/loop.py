@@ -131,6 +131,8 @@ class Loop:
             match run.status:
                 case Stopping(killed_at=float()) | Lingering(killed_at=float()):
                     self._world.launcher.kill(key)
+                case Stopping(why="contention") if self.state.policy.asks_for_checkpoints:
+                    self._world.launcher.checkpoint(key)
                 case Stopping() | Lingering(asked=True):
                     self._world.launcher.terminate(key)
                 case _:
@@ -163,6 +165,8 @@ class Loop:
         told, self._untold = ([], self._untold) if self._behind else (self._untold, [])
         for event in decision.events:
             self._apply(event, now)
+            if isinstance(event, RunPlaced):
+                decision.wake_by(now)  # its own deadlines begin now
         if not self._act([*told, *decision.actions], now):
             decision.wake_by(now)
         if self._unwritten and not self._behind:
@@ -242,7 +246,8 @@ class Loop:
 
     def _hold(self, decision: Decision, why: str, now: Timestamp) -> None:
         """Nothing is started that is not on record; all else that was decided is done."""
-        decision.events = [e for e in decision.events if not isinstance(e, RunPlaced)]
+        unstarted = {e.run for e in decision.events if isinstance(e, RunPlaced)}
+        decision.events = [e for e in decision.events if getattr(e, "run", None) not in unstarted]
         decision.actions = [a for a in decision.actions if not isinstance(a, Launch)]
         self._unwritten += decision.events
         postpone(self.state, now, why)

@@ -19,6 +19,7 @@ from smartsched.core import words
 from smartsched.core.decide import Decision
 from smartsched.core.events import Event, RunResumed
 from smartsched.core.model import Timestamp
+from smartsched.core.planning import why_no_job_can_start
 from smartsched.core.sight import see
 from smartsched.core.state import Closing, State
 from smartsched.edges.attempts import WRAPPER, Attempts
@@ -81,6 +82,8 @@ def dispatch(
     parts = _assemble(stack, session, clock, waiter, sampler)
     loop = Loop(parts.world, state, session.window)
     see(state, snapshot, clock.now())
+    if (why := why_no_job_can_start(state)) is not None:
+        raise UsageError(f"no job can ever start: {why}")
     _run(loop, parts, session, clock)
     _finish(parts, loop, clock, waiter)
     return state

@@ -251,7 +251,7 @@ def _next_intake(
         start = None if past.lists else state.read_to
         copies = copies_in(folder, past.lists)
         lines = Spool(copies, [], past.inputs, directory, fds, past.whole, start)
-    past.window = window_for(lines)
+    past.window = window_for(lines, is_new=bool(inputs))
     return Continued(
         lines,
         past.ledger,

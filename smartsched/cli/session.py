@@ -127,9 +127,10 @@ def begin(
     )
 
 
-def window_for(intake: OneCommand | Spool) -> int:
+def window_for(intake: OneCommand | Spool, *, is_new: bool = True) -> int:
     """How many commands of a list are to be read ahead: all, where some have a priority over those
-    before them. Raises UsageError for wishes that cannot be meant, before anything runs."""
+    before them. Raises UsageError for wishes that cannot be meant, before anything of a new list
+    runs; in one that came through a pipe, their lines were left out."""
     if isinstance(intake, OneCommand):
         return QUEUE_WINDOW
     wrong, has_priorities = [], False
@@ -141,7 +142,7 @@ def window_for(intake: OneCommand | Spool) -> int:
                 has_priorities = has_priorities or wishes.priority != 0
             case _:
                 pass
-    if wrong:
+    if wrong and is_new:
         more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
         raise UsageError(f"{wrong[0]}{more}; nothing was started")
     return sys.maxsize if has_priorities else QUEUE_WINDOW

@@ -154,7 +154,8 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901, PLR091
         case Starting(_, placement), RunLaunched(at, key, process, log):
             _set_status(state, key, Running(at, placement, process, log))
             _amend_holds(state, key, pid=process.pid)
-            state.ever_launched, state.postpone_seconds = True, FIRST_POSTPONE_SECONDS
+            state.ever_launched = state.ever_launched or bool(placement.gpus)
+            state.postpone_seconds = FIRST_POSTPONE_SECONDS
         case Running() as running, RunAdopted(_, key, since):
             _set_status(state, key, replace(running, since=since))
         case Stopping() as stopping, RunAdopted(_, key, since):

@@ -19,7 +19,7 @@ def is_blame_open(state: State, ended: EndedRun, now: Timestamp) -> bool:
     if not ended.out_of_memory or now >= blame_ends_at(ended):
         return False
     watches = [state.gpus.get(gpu.key) for gpu in ended.placement.gpus]
-    return any(watch is not None and watch.taken_at < ended.ended_at for watch in watches)
+    return any(watch is None or watch.taken_at < ended.ended_at for watch in watches)
 
 
 def blame_ends_at(ended: EndedRun) -> Timestamp:
@@ -35,7 +35,9 @@ def requeued_for_memory(state: State, ended: EndedRun, now: Timestamp) -> JobReq
     if was_alone(state, ended) or job.ooms >= state.policy.oom_retries:
         return None
     is_last = job.needs_bytes is not None or job.ooms + 1 >= state.policy.oom_retries
-    needs = None if is_last else round(_most_held(state, ended) * _MORE)
+    held = _most_held(state, ended)
+    is_last = is_last or not held  # nobody knows what more would be
+    needs = None if is_last else round(held * _MORE)
     return JobRequeued(now, ended.key, "packed_too_tightly", now, needs, alone=is_last)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from smartsched.core.footprint import Meter, with_growth
-from smartsched.core.freeness import Busy, Free, Watch
+from smartsched.core.freeness import Busy, Free, Verdict, Watch
 from smartsched.core.guard import closed
 from smartsched.core.model import GpuKey, GpuSample, PlacedGpu, RunKey, Timestamp
 from smartsched.core.needs import Need
@@ -105,8 +105,8 @@ def offers(
             continue
         sample, use = watch.latest, watch.use
         verdict = current_verdict(state, watch, now)
-        ignores = state.policy.on_contention == "ignore" and bool(state.holds_on(key))
-        if not isinstance(verdict, Free) and not (ignores and isinstance(verdict, Busy)):
+        ignores = state.policy.on_contention == "ignore" and bool(holds)
+        if not isinstance(verdict, Free) and not (ignores and _only_strangers(verdict)):
             continue
         assert isinstance(sample, GpuSample)
         assert use is not None
@@ -162,6 +162,13 @@ def _percent(state: State, hold: Hold) -> float:
     return hold.percent if seen is None else seen
 
 
+def _only_strangers(verdict: Verdict) -> bool:
+    """Whether it is other people's use alone that keeps a GPU from being free."""
+    if not isinstance(verdict, Busy):
+        return False
+    return all(breach.test not in ("health", "compute mode") for breach in verdict.breaches)
+
+
 def has_somebody_new(watch: Watch, now: Timestamp) -> bool:
     """Whether strangers are there that came or grew lately, and so may be about to take more."""
     return bool(watch.strangers) and now - watch.grown_at <= GROWS_FOR_SECONDS
@@ -186,7 +193,7 @@ class Budget:
 def budget_of(state: State, offered: Collection[Offer], now: Timestamp) -> Budget:
     policy, at = state.policy, time_of_day(state, now)
     most_jobs, most_gpus = policy.most_jobs.at(at), policy.most_gpus.at(at)
-    keep = policy.leave_free.at(at) or 0
+    keep = kept_free(state, policy.leave_free.at(at))
     empty = {offer.key for offer in offered if offer.runs == 0}  # also what was just given back
     by_cap = _left(most_gpus, len(state.holds.keys() - empty))
     by_manners = max(0.0, len(empty) - keep) if keep else _UNLIMITED
@@ -198,6 +205,12 @@ def budget_of(state: State, offered: Collection[Offer], now: Timestamp) -> Budge
         gpuless=_left(policy.most_gpuless if most_jobs is None else None, gpuless),
         why=why,
     )
+
+
+def kept_free(state: State, asked: int | None) -> int:
+    """Of the GPUs; where --polite asks for it, never all there are."""
+    keep = asked or 0
+    return min(keep, len(state.gpus) - 1) if state.policy.is_polite else keep
 
 
 def _left(most: int | None, so_far: int) -> float:

@@ -5,7 +5,7 @@ process appears. What threatens is judged by the strangers alone: their use abov
 memory that runs out while they still grow.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from smartsched.core.capacity import has_somebody_new
@@ -50,12 +50,14 @@ class Yield:
     has_time: bool  # to save its state: nobody is there who may take all memory at once
 
 
-def who_gives_way(state: State, now: Timestamp) -> Iterator[Yield]:
+def who_gives_way(
+    state: State, now: Timestamp, stopped: Collection[RunKey] = ()
+) -> Iterator[Yield]:
     """The runs to be stopped now. Those that are being stopped count as gone, so that nobody is
-    stopped twice for the same stranger."""
+    stopped twice for the same stranger. `stopped`: in this very moment, for another reason."""
     if state.policy.on_contention != "requeue":
         return
-    chosen: set[RunKey] = set()
+    chosen = set(stopped)
     for gpu in state.holds:
         watch = state.gpus.get(gpu)
         if watch is None or is_stale(state, watch, now):
@@ -120,9 +122,15 @@ def _is_crossed(watch: Watch) -> bool:
 
 
 def _is_news_to(run: Run, watch: Watch, there: set[int]) -> bool:
-    """A run that was started beside somebody to whom another has given way already stays."""
-    return not there or any(
-        watch.strangers[pid] > run.status.since or pid not in watch.given_way_to for pid in there
+    """A run that was started beside somebody to whom another has given way already stays, unless
+    somebody there has taken more since."""
+    return (
+        not there
+        or watch.grown_at > run.status.since
+        or any(
+            watch.strangers[pid] > run.status.since or pid not in watch.given_way_to
+            for pid in there
+        )
     )
 
 

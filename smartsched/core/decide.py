@@ -94,6 +94,8 @@ def decide(state: State, now: Timestamp) -> Decision:
         _give_up_claims(state, Plan(), decision)
     for ended in state.ended.values():
         decision.wake_after(now, blame_ends_at(ended))
+    if state.policy.claims:
+        _claim_what_is_ours(state, now, decision)
     decision.over = _is_over(state, now, decision)
     return decision
 
@@ -160,7 +162,8 @@ def _give_way(state: State, now: Timestamp, decision: Decision) -> None:
     """To people who came to a GPU where runs of ours are."""
     if state.closing >= Closing.STOP:
         return
-    for giving in who_gives_way(state, now):
+    stopped = {event.run for event in decision.events if isinstance(event, RunStopping)}
+    for giving in who_gives_way(state, now, stopped):
         decision.events.append(RunStopping(now, giving.run, "contention", giving.who))
         asks = state.policy.asks_for_checkpoints and giving.has_time
         decision.actions.append(Checkpoint(giving.run) if asks else Terminate(giving.run))
@@ -214,6 +217,7 @@ def _place_queued_jobs(
     if now < state.postponed_until:
         decision.wake_by(state.postponed_until)
         decision.waiting = Wait(f"could not start a command: {state.postponed_why}; trying again")
+        _give_up_claims(state, Plan(), decision)
         return
     planned = plan(state, now, released)
     decision.waiting = planned.waiting
@@ -226,7 +230,6 @@ def _place_queued_jobs(
             run = RunKey(job.id, job.attempts + 1)
             decision.events.append(RunPlaced(now, run, placement))
             decision.actions.append(Launch(run, job.spec, placement))
-            decision.wake_by(now)  # what is to be watched of it begins now
     _give_up_claims(state, planned, decision)
     _wake_for_tries(state, now, decision)
     _wake_for_gpus(state, now, decision)
@@ -250,7 +253,7 @@ def _refuse(job: Job, why: str, now: Timestamp, decision: Decision) -> None:
     """No GPU will ever do: it fails at once, without a start."""
     run = RunKey(job.id, job.attempts + 1)
     decision.events.append(RunPlaced(now, run, NO_GPU))
-    decision.events.append(RunExited(now, run, NotStarted(why), leftovers=0))
+    decision.events.append(RunExited(now, run, NotStarted(why, for_good=True), leftovers=0))
     decision.wake_by(now)
 
 
@@ -265,6 +268,16 @@ def _look_and_claim(state: State, placement: Placement, now: Timestamp, decision
     unseen = [gpu.key for gpu in placement.gpus if not _just_seen(state, gpu.key, now)]
     decision.actions += [Refresh(gpu, now - JUST_SEEN_SECONDS) for gpu in unseen]
     return bool(unseen)
+
+
+def _claim_what_is_ours(state: State, now: Timestamp, decision: Decision) -> None:
+    """Where adopted runs are, others are to know it, though it could not be said at first."""
+    for gpu in state.holds.keys() - state.claimed.keys():
+        refusal = state.refused.get(gpu)
+        if refusal is not None and now >= refusal.at + ASK_AGAIN_SECONDS:
+            decision.actions.append(Claim(((gpu, 0),)))
+        elif refusal is not None:
+            decision.wake_by(refusal.at + ASK_AGAIN_SECONDS)
 
 
 def _give_up_claims(state: State, planned: Plan, decision: Decision) -> None:

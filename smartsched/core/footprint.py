@@ -64,6 +64,7 @@ class Meter:
     active_at: Timestamp | None = None  # None: it has not been seen to compute
     busy_samples: int = 0
     busy_percent: float = 0.0  # their mean
+    watched_since: Timestamp | None = None  # None: it has not been looked for yet
     is_blind: bool = False  # the driver does not say what is ours: nothing is to be learned
     was_alone: bool = True  # no other run of ours was on its GPUs while it lasted
     elsewhere: dict[GpuKey, Timestamp] = field(default_factory=dict)  # GPUs that it was not given

@@ -271,7 +271,7 @@ def _take_in_utilization(
         watch.utilization.append((at, percent))
         if use.only_ignored:
             continue
-        theirs = _percent_of(use.compute) if at == watch.taken_at <= watch.ours_until else None
+        theirs = _percent_of(use.compute) if at <= watch.ours_until else None
         if theirs is not None and theirs <= limits.max_utilization_percent:
             continue  # the rest was ours
         if percent > limits.max_utilization_percent:

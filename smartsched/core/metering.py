@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from smartsched.core.events import RunMeasured
-from smartsched.core.footprint import Meter
+from smartsched.core.footprint import RAMP_SECONDS, Meter
 from smartsched.core.freeness import Watch
 from smartsched.core.model import (
     EndedRun,
@@ -32,6 +32,8 @@ def measure(state: State, gpu: GpuKey, watch: Watch) -> None:
         if not isinstance(state.runs[hold.run].status, Running | Stopping):
             continue
         meter = state.meters.setdefault(hold.run, Meter())
+        if meter.watched_since is None:
+            meter.watched_since = watch.taken_at
         is_alone = len(state.holds_on(gpu)) == 1
         meter.was_alone = meter.was_alone and is_alone
         meter.is_blind = meter.is_blind or watch.is_unattributed
@@ -55,6 +57,8 @@ def measured_event(state: State, ended: EndedRun, now: Timestamp) -> RunMeasured
     meter = state.meters.get(ended.key)
     if meter is None or not meter.teaches or not ended.placement.gpus:
         return None
+    if (meter.watched_since or ended.ended_at) > ended.started_at + RAMP_SECONDS:
+        return None  # its dispatcher before this one saw most of it
     shape = shape_of(ended.job.spec.command)
     percent = meter.utilization_percent
     return RunMeasured(now, ended.key, shape, meter.peak_bytes, percent, ended.seconds)

@@ -150,7 +150,7 @@ class ClaimGranted:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRefused:
-    """Not one of these GPUs is ours now: some are somebody else's."""
+    """None of these GPUs became ours by this: some are somebody else's."""
 
     at: Timestamp
     gpus: tuple[GpuKey, ...]
@@ -245,9 +245,10 @@ class Killed:
 
 @dataclass(frozen=True, slots=True)
 class NotStarted:
-    """The system would not start the command at all."""
+    """The system would not start the command at all. `for_good`: no GPU can ever do for it."""
 
     why: str
+    for_good: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +373,7 @@ class EndedRun:
     @property
     def was_refused(self) -> bool:
         """No GPU could ever do: it never was to be started."""
-        return isinstance(self.ending, NotStarted) and not self.placement.gpus
+        return isinstance(self.ending, NotStarted) and self.ending.for_good
 
     @property
     def succeeded(self) -> bool:

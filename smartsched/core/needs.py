@@ -20,6 +20,7 @@ class Need:
     asked_bytes: int | None  # of these, what the user said; None: nothing
     percent: float  # of each of them that it will keep busy
     seconds: float | None  # at the longest, by its siblings; None: nobody knows
+    least_bytes: int = 0  # that others of its shape had, or that did not suffice
     shares: int | None = None  # so many jobs are to share a GPU, whatever they use; None: not so
 
 
@@ -32,15 +33,16 @@ def need_of(state: State, job: Job, now: Timestamp) -> Need:
     asked = wishes.memory_bytes
     if asked is None and isinstance(policy.job_memory, int):
         asked = policy.job_memory
+    least = max(known.peak_bytes if known is not None else 0, job.needs_bytes or 0)
     if job.alone:
-        return Need(gpus, None, asked, UNKNOWN_PERCENT, seconds)
+        return Need(gpus, None, asked, UNKNOWN_PERCENT, seconds, least)
     wanted = asked
     if wanted is None and policy.packs_by_learning:
         wanted = learned_bytes(state, job, now)
     if job.needs_bytes is not None:
         wanted = max(job.needs_bytes, wanted or 0)
     shares = policy.most_per_gpu if wanted is None and policy.shares_evenly else None
-    return Need(gpus, wanted, asked, percent, seconds, shares)
+    return Need(gpus, wanted, asked, percent, seconds, least, shares)
 
 
 def footprint_of(state: State, job: Job) -> Footprint | None:

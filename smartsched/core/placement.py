@@ -26,7 +26,7 @@ def place(
         return _without_gpu(budget)
     fitting = [offer for offer in offers if fits(offer, need, policy)]
     welcome = [offer for offer in fitting if offer.key not in avoid]
-    chosen = _choose(welcome, need.gpus, int(min(budget.gpus, len(offers))))
+    chosen = _choose(welcome, need.gpus, int(max(0, min(budget.gpus, len(offers)))))
     if chosen is None:
         return Wait(_why_not(offers, fitting, welcome, need, budget))
     budget.runs -= 1
@@ -66,8 +66,10 @@ def fits(offer: Offer, need: Need, policy: Policy) -> bool:
     if offer.runs >= policy.most_per_gpu:
         return False
     if offer.runs == 0:
-        # what was learned has a margin on top: no reason not to give a GPU that nobody uses
-        return (need.asked_bytes or 0) <= offer.usable_bytes - offer.strangers_bytes
+        # what was learned has a margin on top: no reason not to give a GPU that nobody uses; and
+        # what some framework took of a larger one, all that there was, says nothing of this one
+        least = need.least_bytes if need.least_bytes <= offer.usable_bytes else 0
+        return max(need.asked_bytes or 0, least) <= offer.usable_bytes - offer.strangers_bytes
     part = offer.part_of(need)
     if part is None or part > offer.left_bytes:
         return False

@@ -7,9 +7,10 @@ have given back by then.
 
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from smartsched.core import words
-from smartsched.core.capacity import Offer, budget_of, offers, quiet_for
+from smartsched.core.capacity import Offer, budget_of, kept_free, offers, quiet_for
 from smartsched.core.guard import closed
 from smartsched.core.model import (
     GpuKey,
@@ -35,6 +36,8 @@ WAIT_FOR_ANOTHER_GPU_SECONDS = 300.0
 # is expected to take; a third of all gaps between colleagues last for half a minute.
 _CALM_SHARE = 0.25
 _LONGEST_CALM_SECONDS = 120.0
+# Among so many that wait it is chosen; and who was overtaken by so many is overtaken no more.
+_MOST_LOOKED_AT = 256
 # A run that has taken longer than its siblings is expected to take so much more of its time.
 _OVERDUE = 0.1
 
@@ -82,7 +85,8 @@ class _Planner:
         if job.not_before > self._now:
             made.waiting = made.waiting or Wait("commands that failed are tried again later")
             return True
-        if self._budget.runs < 1 or not (self.left or state.has_gpuless):
+        gpuless = state.has_gpuless or state.policy.gpus_per_job == 0
+        if self._budget.runs < 1 or not (self.left or gpuless):
             made.waiting = self._why_nothing_goes()
             return False
         kind = (shape_of(job.spec.command), job.spec.wishes, job.needs_bytes, job.alone)
@@ -118,7 +122,8 @@ class _Planner:
         """Of those that wait, the first one is sure of its turn, and of its part of the caps."""
         if self._held is None and need.gpus:
             self._held = _hold_for(self._state, need, self.left, self._now)
-            self._budget.gpus -= need.gpus
+            if self._held is not None:
+                self._budget.gpus = max(0, self._budget.gpus - need.gpus)
 
     def _why_nothing_goes(self) -> Wait:
         if self._budget.runs < 1:
@@ -134,13 +139,17 @@ def in_order(state: State, left: Sequence[Offer], now: Timestamp) -> Iterable[Jo
     quiet = max(quiet_for(state, offer.key, now) for offer in left)
     if quiet == float("inf"):
         return state.queue
-    return sorted(state.queue, key=lambda job: _by_fit(state, job, quiet))
+    first = list(islice(state.queue, _MOST_LOOKED_AT))
+    rest = islice(state.queue, _MOST_LOOKED_AT, None)
+    return chain(sorted(first, key=lambda job: _by_fit(state, job, quiet)), rest)
 
 
 def _by_fit(state: State, job: Job, quiet_seconds: float) -> tuple[float, ...]:
     """The longest that fits first; of those that do not fit, the shortest."""
     known = footprint_of(state, job)
-    if known is None:
+    gpus = state.policy.gpus_per_job if job.spec.wishes.gpus is None else job.spec.wishes.gpus
+    was_overtaken = state.next_rank - job.rank > _MOST_LOOKED_AT
+    if known is None or gpus > 1 or was_overtaken:  # in the list's order
         return (-job.spec.wishes.priority, 0)
     seconds = known.mean_seconds
     fits_in = seconds <= quiet_seconds
@@ -166,19 +175,20 @@ def _may_use(offer: Offer, need: Need, held: _Held | None, now: Timestamp) -> bo
     return need.seconds is not None and now + need.seconds <= held.until < float("inf")
 
 
-def _hold_for(state: State, need: Need, left: list[Offer], now: Timestamp) -> _Held:
-    """The GPUs where it will fit first, by what the siblings of those that run there took."""
+def _hold_for(state: State, need: Need, left: list[Offer], now: Timestamp) -> _Held | None:
+    """The GPUs where it will fit first, by what the siblings of those that run there took. None:
+    it has to wait for GPUs that others use, and nobody knows how long that takes."""
     by_key = {offer.key: offer for offer in left}
     when: dict[GpuKey, Timestamp] = {}
     for key in state.gpus:
         offer = by_key.get(key)
         if offer is not None and fits(offer, need, state.policy):
             when[key] = now
-        elif key in state.holds and not closed(state) & {key}:
+        elif key in state.holds and key not in closed(state) and _is_large_enough(state, key, need):
             when[key] = max(_expected_end(state, hold.run, now) for hold in state.holds_on(key))
     soonest = sorted(when, key=lambda key: (when[key], key))[: need.gpus]
     if len(soonest) < need.gpus:
-        return _Held(frozenset(soonest), float("inf"))
+        return None
     return _Held(frozenset(soonest), max(when[key] for key in soonest))
 
 
@@ -187,9 +197,18 @@ def _expected_end(state: State, key: RunKey, now: Timestamp) -> Timestamp:
     if run is None:
         return now  # its memory is about to come back
     known = footprint_of(state, run.job)
-    if known is None or not isinstance(run.status, Starting | Running):
-        return now if known is not None else float("inf")
+    if not isinstance(run.status, Starting | Running):
+        return now  # it is about to end
+    if known is None:
+        return float("inf")
     return max(run.status.since + known.mean_seconds, now + _OVERDUE * known.mean_seconds)
+
+
+def why_no_job_can_start(state: State) -> str | None:
+    """Why the user's options leave no job a GPU; None: they do."""
+    policy = state.policy
+    asked = policy.job_memory if isinstance(policy.job_memory, int) else None
+    return why_impossible(state, Need(policy.gpus_per_job, asked, asked, 0.0, None))
 
 
 def why_impossible(state: State, need: Need) -> str | None:
@@ -202,19 +221,37 @@ def why_impossible(state: State, need: Need) -> str | None:
     most = state.policy.most_gpus.most()
     if most is not None and need.gpus > most:
         return f"it needs {need.gpus} GPUs, and --max-gpus allows {most}"
-    keep = state.policy.leave_free.fewest() or 0
+    keep = kept_free(state, state.policy.leave_free.fewest())
     if need.gpus + keep > there:
         return f"it needs {need.gpus} of {there} GPUs, and --leave-free keeps {keep}"
-    return _why_too_large(state, need.asked_bytes)
+    return _why_too_large(state, need)
 
 
-def _why_too_large(state: State, asked_bytes: int | None) -> str | None:
-    readings = [watch.latest for watch in state.gpus.values()]
-    sizes = [gpu.memory_total_bytes for gpu in readings if isinstance(gpu, GpuSample)]
-    if asked_bytes is None or len(sizes) < len(readings) or asked_bytes <= max(sizes):
+def _why_too_large(state: State, need: Need) -> str | None:
+    sizes = [_usable_bytes(state, key) for key in state.gpus]
+    known = [size for size in sizes if size is not None]
+    if need.asked_bytes is None or len(known) < len(sizes):
         return None
-    largest = words.size(max(sizes))
-    return f"it needs {words.size(asked_bytes)} on a GPU, and the largest has {largest}"
+    large_enough = sum(1 for size in known if size >= need.asked_bytes)
+    if large_enough >= need.gpus:
+        return None
+    asked, largest = words.size(need.asked_bytes), words.size(max(known))
+    if not large_enough:
+        return f"it needs {asked} on a GPU, and the largest has {largest}"
+    return f"it needs {need.gpus} GPUs of {asked}, and there are {large_enough}"
+
+
+def _usable_bytes(state: State, gpu: GpuKey) -> int | None:
+    """Of its memory, whoever uses it now; None: it cannot be read."""
+    reading = state.gpus[gpu].latest
+    if not isinstance(reading, GpuSample):
+        return None
+    return reading.memory_used_bytes + reading.memory_free_bytes
+
+
+def _is_large_enough(state: State, gpu: GpuKey, need: Need) -> bool:
+    size = _usable_bytes(state, gpu) if gpu in state.gpus else None
+    return size is not None and size >= (need.asked_bytes or 0)
 
 
 def _to_avoid(state: State, job: Job, now: Timestamp) -> Collection[GpuKey]:

@@ -37,6 +37,7 @@ class Policy:
     most_jobs: Cap = NO_CAP  # at once
     most_gpus: Cap = NO_CAP  # that runs of ours are on
     leave_free: Cap = NO_CAP  # GPUs that are free and stay so
+    is_polite: bool = False  # what is left free is so by --polite, and not by a number of its own
     most_gpuless: int = 1  # jobs at once that need no GPU
     preference: Preference = Preference()
     on_contention: Literal["drain", "requeue", "ignore"] = "drain"

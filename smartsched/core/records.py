@@ -194,8 +194,8 @@ def _ending_to_json(ending: Ending) -> dict[str, Any]:
             return {"exited": code}
         case Killed(signum):
             return {"killed": signum}
-        case NotStarted(why):
-            return {"not_started": why}
+        case NotStarted(why, for_good):
+            return {"not_started": why, **({"for_good": True} if for_good else {})}
         case Lost():
             return {"lost": True}
 
@@ -207,7 +207,7 @@ def _ending_of_json(value: Any) -> Ending:
         case {"killed": signum}:
             return Killed(_exactly(int)(signum))
         case {"not_started": str(why)}:
-            return NotStarted(why)
+            return NotStarted(why, for_good="for_good" in value)
         case {"lost": True}:
             return Lost()
         case _:

@@ -48,8 +48,8 @@ def hear(state: State, answer: ClaimAnswer) -> None:
             for gpu in gpus:
                 state.refused.pop(gpu, None)
                 state.claimed.setdefault(gpu, at)
-        case ClaimRefused(at, gpus, why):
-            for gpu in gpus:
+        case ClaimRefused(at, _, why):
+            for gpu, _ in why:
                 state.claimed.pop(gpu, None)
             state.refused |= {gpu: Refusal(at, words) for gpu, words in why}
         case _:

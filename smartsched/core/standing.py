@@ -10,6 +10,9 @@ from smartsched.core.selection import label
 from smartsched.core.state import FAILURES_IN_A_ROW, State
 from smartsched.core.strangers import Hold
 
+# What another dispatcher has claimed is asked for again every second while somebody waits for it.
+REMEMBERED_SECONDS = 5.0
+
 
 def current_verdict(state: State, watch: Watch, now: Timestamp) -> Verdict:
     """The verdict of the samples, unless they are too old to say anything about now."""
@@ -71,7 +74,8 @@ def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
             return why
         case Free():
             refusal = state.refused.get(key)
-            return refusal.why if refusal is not None else ""
+            is_recent = refusal is not None and now < refusal.at + REMEMBERED_SECONDS
+            return refusal.why if refusal is not None and is_recent else ""
 
 
 def _what_runs(holds: Collection[Hold]) -> str:

@@ -1107,3 +1107,27 @@ def test_it_wakes_when_a_cap_changes_while_something_waits():
 
     assert decided(waits, at_eight).wake_at == midnight + 9 * 3600
     assert decided(idle, at_eight).wake_at == float("inf")
+
+
+def test_a_run_that_is_out_of_time_is_not_asked_to_give_way_as_well():
+    state = a_state(a_sample(), queued=1, on_contention="requeue", timeout_seconds=5.0)
+    apply(state, placed())
+    apply(state, launched())
+    see(state, a_snapshot(used_by(a_process(gib=60)), at=T0 + 10))
+
+    stopping = [event for event in decided(state, 10).events if isinstance(event, RunStopping)]
+
+    assert [event.why for event in stopping] == ["timeout"]
+
+
+def test_an_adopted_run_is_claimed_as_soon_as_it_can_be():
+    state = a_state(a_sample(), queued=1, claims=True)
+    apply(state, placed())
+    apply(state, launched())
+    hear(state, ClaimRefused(T0, (a_key(),), ((a_key(), "locked"),)))
+
+    early, later = decided(state, 0.5), decided(state, ASK_AGAIN_SECONDS)
+
+    assert Claim(((a_key(), 0),)) not in early.actions
+    assert early.wake_at <= T0 + ASK_AGAIN_SECONDS
+    assert Claim(((a_key(), 0),)) in later.actions

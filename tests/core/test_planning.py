@@ -6,10 +6,10 @@ import pytest
 
 from smartsched.core.apply import apply, replay
 from smartsched.core.capacity import MOST_PERCENT
-from smartsched.core.events import Event, GpuReleased, RunPlaced
+from smartsched.core.events import Event, GpuReleased, JobAccepted, RunPlaced
 from smartsched.core.footprint import RAMP_SECONDS
 from smartsched.core.hours import parse_cap
-from smartsched.core.model import GpuReading
+from smartsched.core.model import GpuReading, JobId, JobSpec, Wishes
 from smartsched.core.planning import Plan, plan
 from smartsched.core.preference import parse_preference
 from smartsched.core.state import State
@@ -24,6 +24,7 @@ from tests.builders import (
     a_run,
     a_sample,
     a_snapshot,
+    a_state,
     begun,
     exited,
     know,
@@ -528,3 +529,54 @@ def test_what_was_learned_gives_no_job_up():
     know(state, sweep(1)[0], a_footprint(gib=99.0))
 
     assert planned(state) == [(1, "0")]
+
+
+# --- what a second look at the rules has found
+
+
+def test_the_caps_hold_though_several_kinds_of_jobs_wait():
+    jobs = [accepted_as(n, f"python {'ab'[n > 9]}.py") for n in range(1, 19)]
+    state = a_state(*map(a_sample, range(8)), events=jobs, most_gpus=parse_cap("2"))
+
+    assert len(plan(state, T0).starts) == 2
+
+
+def test_so_many_gpus_stay_free_though_several_kinds_of_jobs_wait():
+    jobs = [accepted_as(n, f"python {'ab'[n > 9]}.py") for n in range(1, 19)]
+    state = a_state(*map(a_sample, range(8)), events=jobs, leave_free=parse_cap("3"))
+
+    assert len(plan(state, T0).starts) == 5
+
+
+def test_a_job_that_waits_for_gpus_of_others_holds_nothing():
+    jobs = [accepted_as(1, "python wide.py", gpus=2), accepted_as(2, "python small.py")]
+    state = a_state(a_sample(0), used_by(a_process(gib=60), index=1), events=jobs)
+
+    assert [job.id for job, _ in plan(state, T0).starts] == [2]
+
+
+def test_no_gpu_is_needed_by_jobs_of_a_run_that_needs_none():
+    state = a_state(used_by(a_process(gib=60)), queued=1, gpus_per_job=0)
+
+    assert [placement.gpus for _, placement in plan(state, T0).starts] == [()]
+
+
+def test_a_job_that_only_one_of_its_gpus_is_large_enough_for_fails():
+    wide = accepted_as(1, "python wide.py", gpus=2, memory_bytes=40 * GIB)
+    small = a_sample(1, memory_total_bytes=24 * GIB, memory_free_bytes=24 * GIB)
+
+    state = a_state(a_sample(0), small, events=[wide])
+
+    ((_, why),) = plan(state, T0).impossible
+    assert why == "it needs 2 GPUs of 40 GiB, and there are 1"
+
+
+def test_polite_runs_use_the_only_gpu_there_is():
+    state = a_state(a_sample(), queued=1, leave_free=parse_cap("1"), is_polite=True)
+
+    assert len(plan(state, T0).starts) == 1
+
+
+def accepted_as(number: int, command: str, **wishes: Any) -> JobAccepted:
+    spec = JobSpec(command, f"list:{number}", "", Wishes(**wishes))
+    return JobAccepted(T0, JobId(number), spec)

@@ -79,6 +79,7 @@ EXAMPLES: list[Event] = [
     events.RunExited(T0, a_run(), Exited(3), 0),
     events.RunExited(T0, a_run(), Killed(9), 2),
     events.RunExited(T0, a_run(), NotStarted("no such shell"), 0),
+    events.RunExited(T0, a_run(), NotStarted("it needs 9 GPUs", for_good=True), 0),
     events.RunExited(T0, a_run(), Lost(), 0),
     events.RunExited(T0, a_run(), Exited(1), 0, "CUDA out of memory"),
     events.RunMeasured(T0, a_run(), "python train.py *", 2**40, 61.5, 90.25),

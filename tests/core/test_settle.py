@@ -769,8 +769,17 @@ def test_what_did_not_get_to_its_end_teaches_nothing(ending: Ending, why: Any):
 
 def test_a_job_that_no_gpu_will_ever_do_for_has_failed_whatever_retries_are_left():
     refused = RunPlaced(T0, a_run(), NO_GPU)
-    end = exited(ending=NotStarted("it needs 9 GPUs"))
+    end = exited(ending=NotStarted("it needs 9 GPUs", for_good=True))
 
     state = after([*accepted(1), refused, end], retries=5)
 
     assert settled(state) == [finished(outcome="failed")]
+
+
+def test_a_job_without_a_gpu_that_could_not_be_started_is_tried_again():
+    placed_nowhere = RunPlaced(T0, a_run(), NO_GPU)
+    end = exited(ending=NotStarted("no such shell"))
+
+    state = after([*accepted(1), placed_nowhere, end], retries=1)
+
+    assert [type(event) for event in settled(state)] == [JobRequeued]
