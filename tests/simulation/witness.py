@@ -63,7 +63,8 @@ class Witness:
         for at, run, _command, gpu in self.box.launched[self.launches_seen :]:
             living = self.box.living.get(run)
             for index in living.gpu_indices if living is not None else [gpu]:
-                self.no_colleague_was_in_the_way(index, at)
+                if state.policy.on_contention != "ignore" or not self.shares(run, index):
+                    self.no_colleague_was_in_the_way(index, at)
         self.launches_seen = len(self.box.launched)
 
     def meet_another_dispatcher(self, now: float) -> None:
@@ -176,6 +177,11 @@ class Witness:
         for read in reads:
             if reads[-1] - read < window or read == reads[-1]:
                 assert not self.is_above_thresholds(gpu, read)
+
+    def shares(self, run: RunKey, gpu: int) -> bool:
+        """Whether another run of ours is there."""
+        others = (living for key, living in self.box.living.items() if key != run)
+        return any(gpu in living.gpu_indices for living in others)
 
     def is_above_thresholds(self, gpu: int, at: float) -> bool:
         visits = self.box.strangers_at(gpu, at)
