@@ -190,6 +190,7 @@ def _release_gpus(state: State, now: Timestamp, decision: Decision) -> Released:
             elif isinstance(watch.latest, GpuSample) and memory_is_back(watch.latest, hold):
                 decision.events.append(GpuReleased(now, gpu, hold.run))
                 released.add((gpu, hold.run))
+                decision.wake_by(now)  # what cannot start in this moment may in the next
             else:
                 _look_again(state, gpu, watch, hold, now, decision)
     return released
