@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from smartsched.cli.verbs import VERBS, verb
 from smartsched.errors import EXIT_INTERRUPTED, EXIT_OTHER, EXIT_USAGE, SmartschedError
 
 
@@ -30,14 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    if words[:1] == ["sample"]:
-        from smartsched.cli import sample
-
-        return sample.main(words[1:])
-    if words[:1] == ["shapes"]:
-        from smartsched.cli import shapes
-
-        return shapes.main(words[1:])
+    if words and words[0] in VERBS:
+        return verb(words[0]).main(words[1:])
     from smartsched.cli.parser import parse
 
     args = parse(words)

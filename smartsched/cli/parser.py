@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from smartsched import __version__
+from smartsched.cli.verbs import usage_lines
 from smartsched.errors import EXIT_USAGE
 
-_USAGE = """\
+_USAGE = f"""\
 smartsched [OPTIONS] < commands.txt
        smartsched [OPTIONS] FILE...
        smartsched [OPTIONS] -- COMMAND ARG...
        smartsched --resume [RUN] [OPTIONS] [FILE...]
        smartsched --dry-run [--json] [OPTIONS]
-       smartsched sample [--interval 1s]
-       smartsched shapes [--json] [--forget SHAPE... | --forget-all]"""
+{usage_lines()}"""
 
 _DESCRIPTION = """\
 Run every command of a list, each on a GPU that other people leave free, and end when all are done.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import TypeAlias
 
+from smartsched.cli.verbs import VerbParser
 from smartsched.core import codec
 from smartsched.core.model import Observation
 from smartsched.core.units import parse_interval
@@ -26,7 +27,7 @@ for programs of your own. The fields are described in the README."""
 
 
 def main(words: list[str]) -> int:
-    args = _parser().parse_args(words)
+    args = build_parser().parse_args(words)
     try:
         interval = parse_interval(args.interval)
     except UsageError as error:
@@ -42,8 +43,8 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("smartsched sample", description=_DESCRIPTION)
+def build_parser() -> argparse.ArgumentParser:
+    parser = VerbParser("sample", _DESCRIPTION)
     add = parser.add_argument
     add("-i", "--interval", metavar="TIME", default="1s", help="(default: %(default)s)")
     add("--once", action="store_true", help="one snapshot only")

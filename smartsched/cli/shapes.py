@@ -5,23 +5,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from smartsched.cli.host import this_host
 from smartsched.cli.session import state_folder
+from smartsched.cli.verbs import VerbParser
 from smartsched.core.words import count
 from smartsched.edges.footprints import FootprintFile, Learned
 from smartsched.edges.runs import open_own_file
-from smartsched.errors import UsageError
 
 _DESCRIPTION = """\
 Show what runs of your commands on this host used, by the command's shape: the command with its
 values taken out. --jobs-per-gpu auto places new jobs of a known shape by it."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def main(words: list[str]) -> int:
@@ -49,8 +43,8 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
-    parser = _Parser("smartsched shapes", description=_DESCRIPTION, allow_abbrev=False)
+def build_parser() -> argparse.ArgumentParser:
+    parser = VerbParser("shapes", _DESCRIPTION)
     add = parser.add_argument
     add("--json", action="store_true", help="one JSON object")
     which = parser.add_mutually_exclusive_group()
@@ -68,6 +62,11 @@ def _parse(words: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="where it is remembered (default: ~/.local/state/smartsched)",
     )
+    return parser
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = build_parser()
     args = parser.parse_args(words)
     if args.state == "":
         parser.error("--state needs the name of a folder")

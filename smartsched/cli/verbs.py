@@ -1,0 +1,50 @@
+"""The verbs beside the main job. Each is a module of this package, imported when it is asked for,
+with `build_parser()` and `main(words)`, which gives the exit status."""
+
+import argparse
+from importlib import import_module
+from typing import NoReturn, Protocol, cast
+
+from smartsched.errors import UsageError
+
+# What `smartsched --help` says of them, in its order. A module has the verb's name; where Python
+# does not allow that, an underscore follows.
+VERBS = {
+    "shapes": "[--json] [--forget SHAPE... | --forget-all]",
+    "sample": "[--interval 1s] [--once]",
+}
+
+
+class Verb(Protocol):
+    def build_parser(self) -> argparse.ArgumentParser: ...
+    def main(self, words: list[str]) -> int: ...
+
+
+class VerbParser(argparse.ArgumentParser):
+    """Says what is wrong in one line. Options may not be abbreviated: what is clear today would be
+    ambiguous once there is another."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(
+            f"smartsched {verb}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def verb(name: str) -> Verb:
+    """The module of one of VERBS."""
+    from keyword import iskeyword
+
+    module = import_module(
+        f"smartsched.cli.{name}_" if iskeyword(name) else f"smartsched.cli.{name}"
+    )
+    return cast("Verb", module)
+
+
+def usage_lines() -> str:
+    return "\n".join(f"       smartsched {name} {how}" for name, how in VERBS.items())
