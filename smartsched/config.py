@@ -82,6 +82,7 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         halt=None if args.halt is None else flag("--halt", parse_halt, args.halt),
         guard=args.guard,
         tells=args.on_finish is not None,
+        keeps_open=args.keep_open,
         most_gpuless=os.cpu_count() or 1,
         **_packing(args),
         **_manners(args),
@@ -89,7 +90,7 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
     if args.checkpoint_signal is not None and policy.on_contention != "requeue":
         how = "goes with --on-contention requeue or --polite: without, no job gives way"
         notes += (f"--checkpoint-signal {how}",)
-    color = not args.no_color and not os.environ.get("NO_COLOR")
+    color = wants_color(args)
     return Config(
         run_name=run_name,
         policy=policy,
@@ -112,6 +113,15 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         json_log=args.json_log,
         notes=notes,
     )
+
+
+def wants_color(args: argparse.Namespace) -> bool:
+    return not args.no_color and not os.environ.get("NO_COLOR")
+
+
+def run_of_this_job() -> str | None:
+    """In a job: the name of the run that it is of."""
+    return os.environ.get("SMARTSCHED_RUN")
 
 
 def _packing(args: argparse.Namespace) -> dict[str, Any]:

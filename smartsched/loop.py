@@ -27,6 +27,7 @@ from smartsched.core.events import (
     JobRecalled,
     LineRejected,
     ListReplaced,
+    OptionsSet,
     RunClosed,
     RunLaunched,
     RunPlaced,
@@ -43,19 +44,25 @@ from smartsched.core.model import (
     Timestamp,
     Wait,
 )
+from smartsched.core.requests import Answer, Ask
 from smartsched.core.settle import settle
-from smartsched.core.sight import hear, let_go, see
+from smartsched.core.sight import hear, judge_again, let_go, see
 from smartsched.core.state import Closing, State, postpone
+from smartsched.core.status import status
+from smartsched.core.steering import steer
 from smartsched.ports import (
     Arrived,
     Claims,
     Clock,
     GpuSource,
+    Inbox,
     Intake,
     Journal,
     Launcher,
+    NewOptions,
     Observer,
     Recall,
+    Request,
     Requests,
     Teller,
     Waiter,
@@ -76,6 +83,7 @@ class World:
     launcher: Launcher
     intake: Intake
     requests: Requests
+    inbox: Inbox
     claims: Claims
     journal: Journal
     teller: Teller
@@ -96,6 +104,8 @@ class Loop:
         self._more_input = False
         self._unwritten: list[Event] = []  # true, but not in the journal yet
         self._untold: list[Tell] = []
+        self._answers: list[tuple[str, Answer]] = []  # to be given once all of it is on record
+        self._asked: list[str] = []  # requests that want to know how the run stands
         self._behind = False  # the journal could not be written
 
     def resume(self, resumed: RunResumed, replaced: ListReplaced | None, *, adopt: bool) -> None:
@@ -149,7 +159,9 @@ class Loop:
         """The last record. Why it cannot be written, if it cannot."""
         state = self.state
         left = state.queue or state.input_open or state.runs or state.interrupted
-        self._record([RunClosed(now, not left, state.totals.failed)], now)
+        totals, undone = state.totals, len(state.queue) + len(state.interrupted)
+        closed = RunClosed(now, not left, totals.failed, totals.ok, totals.cancelled, left=undone)
+        self._record([closed], now)
         why = self._write([])
         if why is None:
             self._act(self._untold, now)
@@ -171,6 +183,7 @@ class Loop:
             decision.wake_by(now)
         if self._unwritten and not self._behind:
             self._note_launches()
+        self._answer(decision, now)
         self._world.observer.decided(decision, self.state, now)
         return decision
 
@@ -178,6 +191,8 @@ class Loop:
         world = self._world
         self.state.local_offset = world.clock.local_offset()
         self._record(world.requests.take(now), now)
+        for request in world.inbox.take(now):
+            self._hear(request, now)
         self._record(world.launcher.take(now), now)
         for answer in world.claims.take(now):
             hear(self.state, answer)
@@ -190,6 +205,33 @@ class Loop:
         self._more_input = False
         if self.state.closing is Closing.NO and self.state.input_open and not self._behind:
             self._accept(now)
+
+    def _hear(self, request: Request | NewOptions, now: Timestamp) -> None:
+        match request:
+            case Ask(asked):
+                self._asked.append(asked)
+                return
+            case NewOptions(number, options, policy, text):
+                event: Event = OptionsSet(now, number, options)
+                answer = Answer(True, text)
+                self.state.policy = policy
+                judge_again(self.state)
+            case _:
+                event, answer = steer(self.state, request, now)
+        self._record([event], now)
+        self._answers.append((request.id, answer))
+
+    def _answer(self, decision: Decision, now: Timestamp) -> None:
+        """Whoever has asked for something learns of it once it cannot be lost any more."""
+        if self._asked:
+            facts = status(self.state, decision.waiting, now)
+            for asked in self._asked:
+                self._world.inbox.answer(asked, Answer(True, "", facts))
+            self._asked.clear()
+        if not self._behind:
+            for number, answer in self._answers:
+                self._world.inbox.answer(number, answer)
+            self._answers.clear()
 
     def _accept(self, now: Timestamp) -> None:
         intake = self._world.intake

@@ -34,7 +34,11 @@ from smartsched.core.model import (
     RunKey,
     Timestamp,
 )
+from smartsched.core.policy import Policy
+from smartsched.core.requests import Add, Answer, Ask, Cancel, Continue, Pause, Retry, Unusable
 from smartsched.core.state import State
+
+Request = Add | Cancel | Retry | Pause | Continue | Ask | Unusable
 
 
 class Clock(Protocol):
@@ -169,6 +173,28 @@ class Teller(Protocol):
 
 class Requests(Protocol):
     def take(self, now: Timestamp) -> Sequence[DrainRequested | StopRequested]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NewOptions:
+    """What the user wants to be changed, as it would be then."""
+
+    id: str
+    options: str  # a JSON object: all of the run's
+    policy: Policy
+    words: str  # what has changed
+
+
+class Inbox(Protocol):
+    """What the user asks for from other terminals."""
+
+    def take(self, now: Timestamp) -> Sequence[Request | NewOptions]:
+        """What has come since the last call, oldest first."""
+        ...
+
+    def answer(self, request: str, answer: Answer) -> None:
+        """It is on record: say so to whoever asked."""
+        ...
 
 
 class Observer(Protocol):

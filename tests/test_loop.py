@@ -19,8 +19,10 @@ from smartsched.core.events import (
     JobFinished,
     JobRecalled,
     JobRequeued,
+    JobsCancelled,
     LineRejected,
     ListReplaced,
+    OptionsSet,
     RunAdopted,
     RunCleared,
     RunClosed,
@@ -34,6 +36,7 @@ from smartsched.core.events import (
     RunStopping,
     StopRequested,
 )
+from smartsched.core.hours import parse_cap
 from smartsched.core.model import (
     BadLine,
     ClaimAnswer,
@@ -52,9 +55,10 @@ from smartsched.core.model import (
     Starting,
     Timestamp,
 )
+from smartsched.core.requests import Answer, Ask, Cancel
 from smartsched.core.state import Closing, State
 from smartsched.loop import LINES_A_TICK, QUEUE_WINDOW, Loop, World
-from smartsched.ports import Arrived, Recall
+from smartsched.ports import Arrived, NewOptions, Recall
 from tests.builders import (
     HOST,
     T0,
@@ -204,6 +208,19 @@ class FakeIntake:
 
 
 @dataclass
+class FakeInbox:
+    diary: list[str]
+    made: list[Any] = field(default_factory=list)
+
+    def take(self, now: float) -> Sequence[Any]:
+        made, self.made = self.made, []
+        return made
+
+    def answer(self, request: str, answer: Answer) -> None:
+        self.diary.append(f"answer {request} {'done' if answer.done else 'refused'}")
+
+
+@dataclass
 class FakeRequests:
     made: list[DrainRequested | StopRequested] = field(default_factory=list)
 
@@ -273,6 +290,7 @@ class FakeWorld:
             [line if isinstance(line, Arrived) else Arrived(line) for line in lines]
         )
         self.requests = FakeRequests()
+        self.inbox = FakeInbox(self.diary)
         self.claims = FakeClaims(self.diary)
         self.journal = FakeJournal(self.diary)
         self.teller = FakeTeller(self.diary)
@@ -285,6 +303,7 @@ class FakeWorld:
                 self.launcher,
                 self.intake,
                 self.requests,
+                self.inbox,
                 self.claims,
                 self.journal,
                 self.teller,
@@ -550,8 +569,49 @@ def test_the_last_record_says_whether_anything_is_left():
     unfinished.loop.close(T0 + 5)
     complete.loop.close(T0 + 5)
 
-    assert unfinished.journal.records[-1] == RunClosed(T0 + 5, complete=False, failed=0)
-    assert complete.journal.records[-1] == RunClosed(T0 + 5, complete=True, failed=0)
+    assert unfinished.journal.records[-1] == RunClosed(T0 + 5, complete=False, failed=0, left=2)
+    assert complete.journal.records[-1] == RunClosed(T0 + 5, complete=True, failed=0, ok=1)
+
+
+def test_a_request_is_on_record_before_it_is_answered_and_acted_on_in_the_same_tick():
+    world = FakeWorld(*commands(2))
+    world.loop.tick()
+    world.diary.clear()
+    world.inbox.made = [Cancel("r1", ("1",))]
+
+    world.loop.tick()
+
+    assert world.diary.index("write JobsCancelled") < world.diary.index("answer r1 done")
+    assert JobsCancelled(T0, "r1", (JobId(1),)) in world.journal.records
+    assert RunStopping(T0, a_run(1), "cancelled") in world.journal.records
+    assert "terminate 1" in world.diary
+
+
+def test_a_request_is_not_answered_while_the_journal_cannot_be_written():
+    world = FakeWorld(*commands(1))
+    world.loop.tick()
+    world.journal.why_not = "no room"
+    world.inbox.made = [Cancel("r1", ("1",)), Ask("r2")]
+
+    world.loop.tick()
+
+    assert [entry for entry in world.diary if "answer" in entry] == ["answer r2 done"]
+    world.journal.why_not = None
+    world.clock.time += 60
+    world.loop.tick()
+    assert world.diary.count("answer r1 done") == 1
+
+
+def test_new_options_count_from_the_tick_that_learns_of_them():
+    world = FakeWorld(*commands(2), gpus=2, most_gpus=parse_cap("1"))
+    world.loop.tick()
+    assert len(world.loop.state.runs) == 1
+    world.inbox.made = [NewOptions("r1", "{}", a_policy(), "--max-gpus 1 -> (none)")]
+
+    world.loop.tick()
+
+    assert len(world.loop.state.runs) == 2
+    assert OptionsSet(world.clock.time, "r1", "{}") in world.journal.records
 
 
 def test_everything_that_happened_is_written_in_its_order():

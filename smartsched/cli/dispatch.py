@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from smartsched.cli.claiming import claims_for
+from smartsched.cli.desk import Desk
 from smartsched.cli.host import this_host
 from smartsched.cli.session import Session, state_folder
 from smartsched.cli.wiring import first_snapshot, start_sampler
@@ -27,6 +28,8 @@ from smartsched.edges.clock import SteadyClock
 from smartsched.edges.family import Family
 from smartsched.edges.footprints import FootprintFile
 from smartsched.edges.hooks import Hooks, NoHooks
+from smartsched.edges.inbox import FOLDER as REQUESTS
+from smartsched.edges.inbox import FileInbox
 from smartsched.edges.logs import JobLog, JsonLog, open_log
 from smartsched.edges.narrator import Narrator, View
 from smartsched.edges.outputs import LogFiles, Untouched, tail
@@ -152,6 +155,7 @@ def _assemble(
     stack.callback(output.close)
     hooks = _hooks(config, warn)
     processes = _processes(stack, session, waiter, output, hooks, sampler)
+    desk = _desk(stack, session, waiter)
     world = World(
         clock=clock,
         waiter=waiter,
@@ -160,6 +164,7 @@ def _assemble(
         intake=session.intake,
         claims=claims,
         requests=SignalRequests(waiter, single=session.single),
+        inbox=desk,
         journal=session.journal,
         teller=hooks,
         observer=_Observers(
@@ -172,6 +177,13 @@ def _assemble(
         ),
     )
     return _Parts(world, narrator, remarks, view, output, hooks, processes)
+
+
+def _desk(stack: ExitStack, session: Session, waiter: Waiter) -> Desk:
+    folder = session.folder.make_folder(REQUESTS)
+    inbox = FileInbox(folder, open_own_file, waiter, session.done_requests)
+    stack.callback(inbox.close)
+    return Desk(inbox, session.args, session.state, session.config.run_name)
 
 
 def _processes(

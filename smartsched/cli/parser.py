@@ -154,10 +154,10 @@ def _split_off_command(words: list[str]) -> tuple[list[str], str | None]:
         build_parser().error("there is no command after --")
     import shlex
 
-    return words[:position], _as_bytes_see_it(shlex.join(argv))
+    return words[:position], as_bytes_see_it(shlex.join(argv))
 
 
-def _as_bytes_see_it(text: str) -> str:
+def as_bytes_see_it(text: str) -> str:
     """Arguments were decoded by the locale; commands travel as UTF-8 with surrogate escapes."""
     import os
 
@@ -407,6 +407,12 @@ def _add_failures(group: argparse._ArgumentGroup) -> None:
 def _add_run(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--name", metavar="NAME", help="what to call this run (default: the time and a number)")
+    add(
+        "--keep-open",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="stay when all jobs are done, for those that smartsched add brings; Ctrl-C ends it",
+    )
     add(
         "--resume",
         metavar="RUN",

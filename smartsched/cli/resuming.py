@@ -19,6 +19,7 @@ from smartsched.config import Config, configure
 from smartsched.core.apply import apply
 from smartsched.core.events import (
     ListReplaced,
+    OptionsSet,
     RunBegan,
     RunClosed,
     RunPlaced,
@@ -31,6 +32,7 @@ from smartsched.core.records import decode_line
 from smartsched.core.state import State
 from smartsched.edges.attempts import Attempts
 from smartsched.edges.continued import Continued
+from smartsched.edges.inbox import has_requests
 from smartsched.edges.intake import Input, OneCommand, open_inputs
 from smartsched.edges.journal import FileJournal
 from smartsched.edges.runs import JOBS, RunFolder, Runs
@@ -51,6 +53,7 @@ class _Past:
     lists: int = 0  # given since the first one
     over: set[RunKey] = field(default_factory=set)
     whole: set[int] = field(default_factory=set)  # inputs of which all is there
+    requests: set[str] = field(default_factory=set)  # that are done
     window: int = 0  # commands to be read ahead
 
 
@@ -89,7 +92,7 @@ def resume(
         here=here,
         single=past.began.command is not None,
     )
-    session.window = past.window
+    session.window, session.done_requests = past.window, past.requests
     stack.callback(session.intake.close)
     names = tuple(source.name for source in inputs)
     failed_too = args.resume_failed and not inputs
@@ -108,6 +111,8 @@ def is_done(session: Session, args: argparse.Namespace) -> bool:
     """Whether a resumed run has nothing left to do."""
     state = session.state
     if session.replaced is not None or state.queue or state.runs or state.ended:
+        return False
+    if has_requests(session.folder.path) or session.config.policy.keeps_open:
         return False
     failed_too = args.resume_failed and state.totals.failed > 0
     return not (state.input_open or state.interrupted or failed_too)
@@ -183,11 +188,15 @@ def _past_of(journal: FileJournal, name: str, attempts: Collection[RunKey]) -> _
             case ListReplaced(inputs=inputs) if past is not None:
                 past.inputs = inputs
                 past.lists += 1
+            case OptionsSet(options=options) if past is not None:
+                past.options = options
             case RunPlaced(run=run) if past is not None and run in attempts:
                 past.over.add(run)
             case _:
                 pass
         assert past is not None  # the journal sees to it that it begins with a RunBegan
+        if request := getattr(event, "request", ""):
+            past.requests.add(request)
         apply(past.state, event)
         past.ledger.record(event)
     assert past is not None

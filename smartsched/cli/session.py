@@ -51,6 +51,7 @@ class Session:
     notes: list[str] = field(default_factory=list)
     reminder: str | None = None  # a note that matters still when all is over
     over: list[RunKey] = field(default_factory=list)  # attempts that ended and were not tidied up
+    done_requests: set[str] = field(default_factory=set)  # by other terminals, on record
     window: int = QUEUE_WINDOW  # commands read ahead
 
     @property

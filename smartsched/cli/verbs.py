@@ -10,6 +10,15 @@ from smartsched.errors import UsageError
 # What `smartsched --help` says of them, in its order. A module has the verb's name; where Python
 # does not allow that, an underscore follows.
 VERBS = {
+    "status": "[RUN] [--json] [--watch]",
+    "log": "JOB [-f]",
+    "add": "[-- COMMAND ARG...] [< commands.txt]",
+    "cancel": "JOB... | --all",
+    "retry": "JOB... | --failed",
+    "pause": "[RUN]",
+    "continue": "[RUN]",
+    "set": "OPTION... [RUN]",
+    "runs": "[--json] [--remove RUN... | --prune AGE]",
     "shapes": "[--json] [--forget SHAPE... | --forget-all]",
     "sample": "[--interval 1s] [--once]",
 }

@@ -21,16 +21,23 @@ from smartsched.core.events import (
     JobFinished,
     JobRecalled,
     JobRequeued,
+    JobsAdded,
+    JobsCancelled,
+    JobsRetried,
     LineRejected,
     ListReplaced,
+    OptionsSet,
+    RequestRefused,
     RunAdopted,
     RunBegan,
     RunCleared,
     RunClosed,
+    RunContinued,
     RunExited,
     RunKilled,
     RunLaunched,
     RunMeasured,
+    RunPaused,
     RunPlaced,
     RunPostponed,
     RunResumed,
@@ -43,6 +50,7 @@ from smartsched.core.footprint import NO_RUNS
 from smartsched.core.guard import keep_record, withhold
 from smartsched.core.model import (
     EndedRun,
+    GivenUp,
     GpuKey,
     Job,
     JobId,
@@ -63,7 +71,9 @@ from smartsched.core.state import (
     Closing,
     State,
     enqueue,
+    give_up,
     postpone,
+    unsettled,
 )
 from smartsched.core.strangers import Hold
 from smartsched.core.tag import tag_of
@@ -98,10 +108,7 @@ def apply(state: State, event: Event) -> None:  # noqa: C901, PLR0912  # a table
         case InputRead(_, number, size_bytes):
             state.whole_inputs[number] = size_bytes
         case InputEnded():
-            state.input_open = False
-            state.totals.dropped += len(state.set_aside)
-            state.dropped |= state.set_aside
-            state.set_aside.clear()
+            _end_input(state)
         case ListReplaced():
             _set_aside(state)
         case FailuresDropped(jobs=jobs):
@@ -110,6 +117,20 @@ def apply(state: State, event: Event) -> None:  # noqa: C901, PLR0912  # a table
             state.totals.failed -= len(jobs)
             state.before.failed -= len(jobs)
             state.totals.dropped += len(jobs)
+            for job in jobs:
+                state.given_up.pop(job, None)
+        case JobsAdded():
+            _add(state, event)
+        case JobsCancelled():
+            _cancel(state, event)
+        case JobsRetried():
+            _retry(state, event)
+        case RunPaused():
+            state.paused = True
+        case RunContinued():
+            state.paused = False
+        case OptionsSet() | RequestRefused():
+            pass
         case DrainRequested():
             state.closing = max(state.closing, Closing.DRAIN)
         case StopRequested():
@@ -161,12 +182,12 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901, PLR091
         case Stopping() as stopping, RunAdopted(_, key, since):
             _set_status(state, key, replace(stopping, started_at=since))
         case ((Starting() | Running() | Stopping()), RunPostponed(at, key, why)):
-            enqueue(state, state.runs.pop(key).job)
+            _take_back(state, state.runs.pop(key).job)
             _drop_holds(state, key)
             state.meters.pop(key, None)
             postpone(state, at, why)
         case Starting(), RunRevoked(_, key):
-            enqueue(state, state.runs.pop(key).job)
+            _take_back(state, state.runs.pop(key).job)
             _drop_holds(state, key)
         case Starting() as starting, RunExited(at, key, NotStarted() as ending):
             job = state.runs.pop(key).job
@@ -202,6 +223,59 @@ def _accept(state: State, event: JobAccepted) -> None:
     _enqueue_last(state, Job(event.job, event.spec), event)
 
 
+def _add(state: State, event: JobsAdded) -> None:
+    if event.first != state.next_job():
+        raise IllegalTransitionError(event, state.totals)
+    for spec in event.specs:
+        job = Job(state.next_job(), spec)
+        state.totals.accepted += 1
+        _enqueue_behind_all(state, job, event.at)
+
+
+def _cancel(state: State, event: JobsCancelled) -> None:
+    gone = set(event.jobs)
+    going = unsettled(state) & gone
+    waiting = [job for job in (*state.queue, *state.interrupted) if job.id in gone]
+    if len(going) + len(waiting) != len(gone):
+        raise IllegalTransitionError(event, sorted(gone - going))
+    state.cancelled |= going
+    state.queue = deque(job for job in state.queue if job.id not in gone)
+    stopped = [job for job in state.interrupted if job.id in gone]
+    state.interrupted = [job for job in state.interrupted if job.id not in gone]
+    state.totals.stopped -= len(stopped)
+    for job in waiting:
+        state.totals.cancelled += 1
+        give_up(state, GivenUp(job, "cancelled"))
+    if event.rest:
+        _end_input(state)
+
+
+def _retry(state: State, event: JobsRetried) -> None:
+    if unknown := set(event.jobs) - state.given_up.keys():
+        raise IllegalTransitionError(event, sorted(unknown))
+    for record in state.records.values():  # it gets a new chance, whatever comes of that GPU
+        failures = (each for each in record.quick_failures if each.job.id not in event.jobs)
+        record.quick_failures = tuple(failures)
+    for number in event.jobs:
+        given_up = state.given_up.pop(number)
+        job, totals = given_up.job, [state.totals]
+        if given_up.earlier:
+            totals.append(state.before)
+        for each in totals:
+            if given_up.outcome == "failed":
+                each.failed -= 1
+            else:
+                each.cancelled -= 1
+        _enqueue_behind_all(state, Job(job.id, job.spec, job.attempts), event.at)
+
+
+def _end_input(state: State) -> None:
+    state.input_open = False
+    state.totals.dropped += len(state.set_aside)
+    state.dropped |= state.set_aside
+    state.set_aside.clear()
+
+
 def _recall(state: State, event: JobRecalled) -> None:
     if not _may_be_recalled(state, event.job):
         raise IllegalTransitionError(event, state.totals)
@@ -214,16 +288,21 @@ def _recall(state: State, event: JobRecalled) -> None:
     else:  # it had failed for good
         state.totals.failed -= 1
         state.before.failed -= 1
+        state.given_up.pop(event.job, None)
         _enqueue_last(state, Job(event.job, event.spec, event.attempts), event)
 
 
 def _enqueue_last(state: State, job: Job, event: JobAccepted | JobRecalled) -> None:
+    state.read_to = event.read_to or state.read_to
+    _enqueue_behind_all(state, job, event.at)
+
+
+def _enqueue_behind_all(state: State, job: Job, at: Timestamp) -> None:
     enqueue(state, replace(job, rank=state.next_rank))
     state.next_rank += 1
     state.has_gpuless = state.has_gpuless or job.spec.wishes.gpus == 0
-    state.read_to = event.read_to or state.read_to
     if state.waiting_since is None:
-        state.waiting_since = event.at
+        state.waiting_since = at
 
 
 def _may_be_recalled(state: State, job: JobId) -> bool:
@@ -272,6 +351,9 @@ def _resume(state: State, event: RunResumed) -> None:
         for job in state.queue
     )
     state.closing, state.halted, state.wait_timed_out = Closing.NO, False, False
+    state.paused = False
+    for number, given_up in state.given_up.items():
+        state.given_up[number] = replace(given_up, earlier=True)
     state.waiting_since = at if state.queue else None
     state.ever_launched = bool(state.runs)
     state.postponed_until, state.postpone_seconds = float("-inf"), FIRST_POSTPONE_SECONDS
@@ -314,6 +396,16 @@ def _place(state: State, event: RunPlaced) -> None:
             reserved_bytes=gpu.reserved_bytes,
             percent=gpu.percent,
         )
+
+
+def _take_back(state: State, job: Job) -> None:
+    """It did not begin after all."""
+    if job.id in state.cancelled:
+        state.cancelled.remove(job.id)
+        state.totals.cancelled += 1
+        give_up(state, GivenUp(job, "cancelled"))
+    else:
+        enqueue(state, job)
 
 
 def _remember_for_whom(state: State, placement: Placement) -> None:
@@ -363,12 +455,17 @@ def _settle(state: State, event: JobFinished | JobRequeued) -> None:
             state.totals.ok += 1
         case JobFinished(outcome="failed"):
             state.totals.failed += 1
+            give_up(state, GivenUp(ended.job, "failed"))
+        case JobFinished(outcome="cancelled"):
+            state.totals.cancelled += 1
+            give_up(state, GivenUp(ended.job, "cancelled"))
         case JobFinished():
             state.totals.stopped += 1
             state.interrupted.append(ended.job)
         case JobRequeued():
             _queue_again(state, _to_be_tried_again(state, ended, event))
     state.unnamed.discard(event.run.job)
+    state.cancelled.discard(event.run.job)
 
 
 def _to_be_tried_again(state: State, ended: EndedRun, event: JobRequeued) -> Job:

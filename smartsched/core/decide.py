@@ -87,11 +87,12 @@ def decide(state: State, now: Timestamp) -> Decision:
     _stop_runs(state, now, decision)
     _give_way(state, now, decision)
     released = _release_gpus(state, now, decision)
-    if state.closing is Closing.NO:
+    if state.closing is not Closing.NO or state.paused:
+        _give_up_claims(state, Plan(), decision)
+    else:
         _place_queued_jobs(state, now, decision, released)
         _give_up_waiting(state, now, decision)
-    else:
-        _give_up_claims(state, Plan(), decision)
+    decision.waiting = _why_nothing_is_asked_for(state) or decision.waiting
     for ended in state.ended.values():
         decision.wake_after(now, blame_ends_at(ended))
     if state.policy.claims:
@@ -100,11 +101,23 @@ def decide(state: State, now: Timestamp) -> Decision:
     return decision
 
 
+def _why_nothing_is_asked_for(state: State) -> Wait | None:
+    if state.closing is not Closing.NO:
+        return None
+    if state.paused and (state.queue or state.input_open):
+        return Wait("the run is paused: smartsched continue")
+    if state.policy.keeps_open and not (state.queue or state.runs or state.input_open):
+        return Wait("there is no job left: smartsched add gives it more, Ctrl-C ends it")
+    return None
+
+
 def _stop_runs(state: State, now: Timestamp, decision: Decision) -> None:
     for key, run in state.runs.items():
         match run.status:
             case Running() if state.closing >= Closing.STOP:
                 _ask_to_end(key, "asked", now, decision)
+            case Running() if key.job in state.cancelled:
+                _ask_to_end(key, "cancelled", now, decision)
             case Running(since=since) if (limit := time_limit(state, run)) is not None:
                 _stop_when_out_of_time(key, since + limit, now, decision)
             case Lingering(asked=False):
@@ -333,7 +346,9 @@ def _is_over(state: State, now: Timestamp, decision: Decision) -> bool:
         return False
     if state.ended or any(not is_given_up(run, now) for run in state.runs.values()):
         return False
-    return state.closing is not Closing.NO or (not state.queue and not state.input_open)
+    if state.closing is not Closing.NO:
+        return True
+    return not (state.queue or state.input_open or state.policy.keeps_open)
 
 
 def _starts_any(decision: Decision) -> bool:

@@ -12,11 +12,12 @@ _SIGNALS = (
 
 def how_it_ended(ended: EndedRun) -> str:
     """ "exit status 1", "out of time, killed by SIGTERM"."""
-    how = _how(ended.ending)
-    return f"out of time, {how}" if ended.why_stopped == "timeout" else how
+    ending = how(ended.ending)
+    return f"out of time, {ending}" if ended.why_stopped == "timeout" else ending
 
 
-def _how(ending: Ending) -> str:
+def how(ending: Ending) -> str:
+    """ "exit status 1"; whoever asked for it."""
     match ending:
         case Killed(signum):
             return f"killed by {_signal_name(signum)}"

@@ -107,6 +107,66 @@ class InputEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class JobsAdded:
+    """Commands that somebody gave to the run while it lived; their numbers follow each other.
+    `request`: which request it was, here and below, so that it is done once."""
+
+    at: Timestamp
+    request: str
+    first: JobId
+    specs: tuple[JobSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobsCancelled:
+    """These are not run, or not to their end. `rest`: nor is what is still to be read."""
+
+    at: Timestamp
+    request: str
+    jobs: tuple[JobId, ...]
+    rest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobsRetried:
+    """These had failed for good or were cancelled; they are queued again."""
+
+    at: Timestamp
+    request: str
+    jobs: tuple[JobId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaused:
+    """Nothing is started until it is continued; what runs goes on."""
+
+    at: Timestamp
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunContinued:
+    at: Timestamp
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class OptionsSet:
+    """From here on the run goes by these: a JSON object, as in RunBegan."""
+
+    at: Timestamp
+    request: str
+    options: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused:
+    at: Timestamp
+    request: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRequested:
     """Start nothing more; what runs may finish."""
 
@@ -271,11 +331,15 @@ class GpuReleased:
 
 @dataclass(frozen=True, slots=True)
 class RunClosed:
-    """The dispatcher ends. `complete`: there is nothing left to be done."""
+    """The dispatcher ends. `complete`: there is nothing left to be done. The others are numbers of
+    jobs; of those that are left, as far as they were read."""
 
     at: Timestamp
     complete: bool
     failed: int
+    ok: int = 0
+    cancelled: int = 0
+    left: int = 0
 
 
 Event: TypeAlias = (
@@ -288,6 +352,13 @@ Event: TypeAlias = (
     | JobRecalled
     | LineRejected
     | InputEnded
+    | JobsAdded
+    | JobsCancelled
+    | JobsRetried
+    | RunPaused
+    | RunContinued
+    | OptionsSet
+    | RequestRefused
     | DrainRequested
     | StopRequested
     | WaitTimedOut

@@ -184,13 +184,31 @@ def _take_in(watch: Watch, sample: GpuSample, holds: Collection[Hold], limits: T
     watch.is_partly_hidden = bool(holds) and is_theirs and listed
     _note_arrivals(watch, watch.use)
     watch.newcomers.see(sample, watch.use.compute, now, beside_ours=bool(holds))
+    _judge(watch, sample, watch.use, limits)
+    _take_in_utilization(watch, sample, watch.use, limits)
+
+
+def limits_again(watch: Watch, limits: Thresholds) -> None:
+    """There are other limits: the last sample, and the utilisation that is remembered, are judged
+    by them."""
+    sample = watch.latest
+    if not isinstance(sample, GpuSample) or watch.use is None:
+        return
+    kept = [breach for breach in watch.breaches.values() if breach.test != "utilisation"]
+    watch.breaches = {breach.test: breach for breach in kept if breach.at < watch.taken_at}
+    _judge(watch, sample, watch.use, limits)
+    for at, percent in watch.utilization:
+        _judge_utilization(watch, at, percent, watch.use, limits)
+
+
+def _judge(watch: Watch, sample: GpuSample, use: StrangersUse, limits: Thresholds) -> None:
+    now = watch.taken_at
     for breach in (
         *_standing_breaches(now, sample),
-        *_memory_breaches(now, sample, watch.use, limits),
-        *_process_breaches(now, watch.use, limits),
+        *_memory_breaches(now, sample, use, limits),
+        *_process_breaches(now, use, limits),
     ):
         watch.breaches[breach.test] = breach
-    _take_in_utilization(watch, sample, watch.use, limits)
 
 
 def _note_arrivals(watch: Watch, use: StrangersUse) -> None:
@@ -269,16 +287,22 @@ def _take_in_utilization(
         points.append((watch.taken_at, sample.utilization_percent))
     for at, percent in points:
         watch.utilization.append((at, percent))
-        if use.only_ignored:
-            continue
-        theirs = _percent_of(use.compute) if at <= watch.ours_until else None
-        if theirs is not None and theirs <= limits.max_utilization_percent:
-            continue  # the rest was ours
-        if percent > limits.max_utilization_percent:
-            _blame_utilization(watch, at, percent if theirs is None else theirs, use, limits)
+        _judge_utilization(watch, at, percent, use, limits)
     begins = watch.taken_at - limits.free_for_seconds
     while len(watch.utilization) > 1 and watch.utilization[0][0] <= begins:
         watch.utilization.popleft()
+
+
+def _judge_utilization(
+    watch: Watch, at: Timestamp, percent: int, use: StrangersUse, limits: Thresholds
+) -> None:
+    if use.only_ignored:
+        return
+    theirs = _percent_of(use.compute) if at <= watch.ours_until else None
+    if theirs is not None and theirs <= limits.max_utilization_percent:
+        return  # the rest was ours
+    if percent > limits.max_utilization_percent:
+        _blame_utilization(watch, at, percent if theirs is None else theirs, use, limits)
 
 
 def _percent_of(processes: Collection[GpuProcess]) -> int | None:

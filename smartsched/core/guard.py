@@ -109,11 +109,14 @@ def withhold(state: State, event: GpuWithheld) -> None:
         job = failure.job
         if failure.final:
             state.totals.failed -= 1
+            state.given_up.pop(job.id, None)
             failed_on = tuple(sorted({*job.failed_on, event.gpu}))
             enqueue(state, replace(job, failed_on=failed_on, requeued_at=event.at))
         else:
             _forgive(state, job.id)
-    record.quick_failures = ()
+    for each in state.records.values():  # of jobs on several GPUs, the others know them as well
+        kept = (failure for failure in each.quick_failures if failure.key not in event.runs)
+        each.quick_failures = tuple(kept)
 
 
 def _forgive(state: State, job_id: JobId) -> None:

@@ -17,6 +17,8 @@ from smartsched.core.events import (
     JobAccepted,
     JobFinished,
     JobRecalled,
+    JobsAdded,
+    JobsRetried,
     ListReplaced,
 )
 from smartsched.core.model import JobId, JobSpec
@@ -35,12 +37,20 @@ class Ledger:
     _forgotten: set[JobId | None] = field(default_factory=set)  # a list that has them: new ones
     _specs: dict[JobId, JobSpec] = field(default_factory=dict)
 
-    def record(self, event: Event) -> None:  # noqa: C901  # a table: one case an event
+    def record(self, event: Event) -> None:  # noqa: C901, PLR0912  # a table: one case an event
         """Take in the journal, in its order."""
         match event:
             case JobAccepted(_, job, spec):
                 self._since_replaced.append((_identity(spec), job))
                 self._specs[job] = spec
+            case JobsAdded(_, _, first, specs):
+                for number, spec in enumerate(specs, start=first):
+                    self._since_replaced.append((_identity(spec), JobId(number)))
+                    self._specs[JobId(number)] = spec
+            case JobsRetried(jobs=jobs):
+                for job in jobs:
+                    if job in self.failed:
+                        self._specs[job] = self.failed.pop(job)[0]
             case JobFinished(_, run, "failed"):
                 self.failed[run.job] = (self._specs.pop(run.job), run.attempt)
             case JobFinished(_, run, "ok"):

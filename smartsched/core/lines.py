@@ -81,10 +81,11 @@ class LineSplitter:
         elif b"\0" in command:
             yield BadLine(source, "holds a NUL byte, which no shell can take")
         else:
-            yield _command(command.decode("utf-8", "surrogateescape"), source, self._directory)
+            yield spec_of(command.decode("utf-8", "surrogateescape"), source, self._directory)
 
 
-def _command(text: str, source: str, directory: str) -> JobSpec | BadLine:
+def spec_of(text: str, source: str, directory: str) -> JobSpec | BadLine:
+    """What a command asks for; `source`: where it stands, `directory`: where it is to run."""
     try:
         return JobSpec(text, source, directory, wishes_in(text))
     except UsageError as error:

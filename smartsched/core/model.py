@@ -257,10 +257,10 @@ class Lost:
 
 
 Ending: TypeAlias = Exited | Killed | NotStarted | Lost
-StopReason: TypeAlias = Literal["asked", "timeout", "survivor", "contention"]
+StopReason: TypeAlias = Literal["asked", "timeout", "survivor", "contention", "cancelled"]
 """Why a run is stopped: the user wants no more; it took too long; it outlived a dispatcher, and the
-user wants such runs started anew; other people came to its GPU."""
-Outcome: TypeAlias = Literal["ok", "failed", "stopped"]
+user wants such runs started anew; other people came to its GPU; the user does not want its job."""
+Outcome: TypeAlias = Literal["ok", "failed", "stopped", "cancelled"]
 """What came of a job. Stopped ones have not had their chance: they run when the run is resumed."""
 RequeueReason: TypeAlias = Literal[
     "failed", "lost", "survivor", "contention", "strangers_grew", "packed_too_tightly"
@@ -341,6 +341,15 @@ class Job:
         """ "job 3"; with the name that the user gave it, "job 3 (big)" """
         name = self.spec.wishes.name
         return f"job {self.id} ({name})" if name else f"job {self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A job that failed for good or was cancelled, and may be tried again if the user says so."""
+
+    job: Job
+    outcome: Literal["failed", "cancelled"]
+    earlier: bool = False  # before the present dispatcher
 
 
 @dataclass(frozen=True, slots=True)

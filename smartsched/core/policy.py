@@ -29,6 +29,7 @@ class Policy:
     halt: Halt | None = None  # None: go on however many jobs fail
     guard: bool = True  # withhold GPUs on which everything fails at once
     claims: bool = False  # other dispatchers are told which GPUs we are about to use
+    keeps_open: bool = False  # more jobs may come when all are done
     tells: bool = False  # the user has a command to be run for each finished job
     gpus_per_job: int = 1  # unless a command wishes otherwise
     jobs_per_gpu: int | Literal["auto"] = 1  # at most; auto: as many as fit by what they use

@@ -27,6 +27,7 @@ from smartsched.core.model import (
     Killed,
     Lost,
     NotStarted,
+    Outcome,
     PlacedGpu,
     Placement,
     Position,
@@ -259,6 +260,22 @@ _TABLE: _Table = {
         {"at": _TIME, "source": _TEXT, "why": _TEXT, "read_to": _optional(_POSITION)},
     ),
     "input_ended": (events.InputEnded, {"at": _TIME}),
+    "jobs_added": (
+        events.JobsAdded,
+        {"at": _TIME, "request": _TEXT, "first": _COUNT, "specs": _list_of(_SPEC)},
+    ),
+    "jobs_cancelled": (
+        events.JobsCancelled,
+        {"at": _TIME, "request": _TEXT, "jobs": _list_of(_COUNT), "rest": _FLAG},
+    ),
+    "jobs_retried": (
+        events.JobsRetried,
+        {"at": _TIME, "request": _TEXT, "jobs": _list_of(_COUNT)},
+    ),
+    "run_paused": (events.RunPaused, {"at": _TIME, "request": _TEXT}),
+    "run_continued": (events.RunContinued, {"at": _TIME, "request": _TEXT}),
+    "options_set": (events.OptionsSet, {"at": _TIME, "request": _TEXT, "options": _TEXT}),
+    "request_refused": (events.RequestRefused, {"at": _TIME, "request": _TEXT, "why": _TEXT}),
     "drain_requested": (events.DrainRequested, {"at": _TIME, "why": _TEXT}),
     "stop_requested": (events.StopRequested, {"at": _TIME, "why": _TEXT}),
     "wait_timed_out": (events.WaitTimedOut, {"at": _TIME}),
@@ -298,7 +315,7 @@ _TABLE: _Table = {
     ),
     "job_finished": (
         events.JobFinished,
-        {"at": _TIME, "run": _RUN, "outcome": _one_of("ok", "failed", "stopped")},
+        {"at": _TIME, "run": _RUN, "outcome": _one_of(*typing.get_args(Outcome))},
     ),
     "job_requeued": (
         events.JobRequeued,
@@ -315,7 +332,17 @@ _TABLE: _Table = {
     "halted": (events.Halted, {"at": _TIME, "why": _TEXT, "stop": _FLAG}),
     "run_cleared": (events.RunCleared, {"at": _TIME, "run": _RUN}),
     "gpu_released": (events.GpuReleased, {"at": _TIME, "gpu": _GPU, "run": _RUN}),
-    "run_closed": (events.RunClosed, {"at": _TIME, "complete": _FLAG, "failed": _COUNT}),
+    "run_closed": (
+        events.RunClosed,
+        {
+            "at": _TIME,
+            "complete": _FLAG,
+            "failed": _COUNT,
+            "ok": _COUNT,
+            "cancelled": _COUNT,
+            "left": _COUNT,
+        },
+    ),
 }
 _NAMES = {kind: name for name, (kind, _) in _TABLE.items()}
 

@@ -32,6 +32,8 @@ def _next(state: State, now: Timestamp) -> Event | None:
 def _settled(state: State, ended: EndedRun, now: Timestamp) -> Event | None:
     if ended.succeeded and (measured := measured_event(state, ended, now)) is not None:
         return measured
+    if ended.job.id in state.cancelled and not ended.succeeded:
+        return JobFinished(now, ended.key, "cancelled")
     if is_blame_open(state, ended, now):
         return None
     requeued = _requeued(state, ended, now)

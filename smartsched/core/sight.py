@@ -4,7 +4,7 @@ since it is stale the moment we restart."""
 from collections.abc import Iterable
 from typing import assert_never
 
-from smartsched.core.freeness import observe
+from smartsched.core.freeness import limits_again, observe
 from smartsched.core.metering import find_strays, measure
 from smartsched.core.model import (
     UNREAD,
@@ -39,6 +39,13 @@ def see(state: State, observation: Observation, now: Timestamp) -> None:
                 find_strays(state, observation)
         case _:
             assert_never(observation)
+
+
+def judge_again(state: State) -> None:
+    """By other thresholds: what was just seen counts from the beginning of the window if it
+    would be above them. What was seen to be free by narrower ones stays so."""
+    for watch in state.gpus.values():
+        limits_again(watch, state.policy.thresholds)
 
 
 def hear(state: State, answer: ClaimAnswer) -> None:

@@ -15,11 +15,13 @@ from smartsched.core.freeness import Watch
 from smartsched.core.model import (
     EndedRun,
     Ending,
+    GivenUp,
     GpuKey,
     GpuReading,
     HostName,
     Job,
     JobId,
+    Lingering,
     Position,
     Run,
     RunKey,
@@ -35,6 +37,8 @@ LONGEST_POSTPONE_SECONDS = 30.0
 # A failure within this time has computed nothing; so many in a row on one GPU make it suspect.
 QUICK_SECONDS = 10.0
 FAILURES_IN_A_ROW = 3
+# Beyond so many, the first of those that were given up are forgotten.
+MOST_GIVEN_UP = 10_000
 
 
 class Closing(IntEnum):
@@ -88,6 +92,10 @@ class State:
     set_aside: dict[JobId, Job] = field(default_factory=dict)
     unnamed: set[JobId] = field(default_factory=set)
     dropped: dict[JobId, Job] = field(default_factory=dict)
+    # What may be tried again if the user says so: the last ones, in the order of their ends.
+    given_up: dict[JobId, GivenUp] = field(default_factory=dict)
+    cancelled: set[JobId] = field(default_factory=set)  # whose runs have not ended yet
+    paused: bool = False
     interrupted: list[Job] = field(default_factory=list)  # stopped; they run when resumed
     next_rank: int = 0
     has_gpuless: bool = False  # jobs came that need no GPU
@@ -139,6 +147,19 @@ def enqueue(state: State, job: Job) -> None:
         state.queue.append(job)
     else:
         insort(state.queue, job, key=lambda queued: queued.order)
+
+
+def unsettled(state: State) -> set[JobId]:
+    """Jobs of which a run goes on, or has ended while nobody has decided what comes of it."""
+    going = {key.job for key, run in state.runs.items() if not isinstance(run.status, Lingering)}
+    return going | {key.job for key in state.ended}
+
+
+def give_up(state: State, given_up: GivenUp) -> None:
+    state.given_up.pop(given_up.job.id, None)
+    state.given_up[given_up.job.id] = given_up
+    if len(state.given_up) > MOST_GIVEN_UP:
+        del state.given_up[next(iter(state.given_up))]
 
 
 def postpone(state: State, at: Timestamp, why: str) -> None:

@@ -9,6 +9,7 @@ class Totals:
     rejected: int = 0
     ok: int = 0
     failed: int = 0
+    cancelled: int = 0  # the user does not want them any more
     stopped: int = 0  # because the user asked; they run when the run is resumed
     dropped: int = 0  # not on the list that the run was resumed with
     gpu_seconds: float = 0.0
@@ -17,4 +18,4 @@ class Totals:
 
     @property
     def finished(self) -> int:
-        return self.ok + self.failed + self.stopped
+        return self.ok + self.failed + self.cancelled + self.stopped

@@ -106,3 +106,16 @@ class FileJournal:
                 " happened later is forgotten then: if it was not just the last moments before a"
                 " loss of power, jobs may run again"
             ) from error
+
+
+def read_journal(fd: int, path: str) -> Iterator[Event]:
+    """All whole records of a journal that somebody else may be writing; closes `fd`. Raises
+    JournalDamagedError for what is no record, naming the line."""
+    with open(fd, "rb") as journal:
+        for number, line in enumerate(journal, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield decode_line(line.removesuffix(b"\n"), number)
+            except JournalDamagedError as error:
+                raise JournalDamagedError(f"{path} is damaged in line {number}: {error}") from error

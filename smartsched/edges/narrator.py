@@ -16,11 +16,17 @@ from smartsched.core.events import (
     Halted,
     JobFinished,
     JobRequeued,
+    JobsAdded,
+    JobsCancelled,
+    JobsRetried,
     LineRejected,
+    OptionsSet,
     RunAdopted,
+    RunContinued,
     RunExited,
     RunKilled,
     RunLaunched,
+    RunPaused,
     RunPostponed,
     RunRevoked,
     RunStopping,
@@ -50,6 +56,7 @@ Tone = Literal["plain", "good", "bad", "notice"]
 _COMMAND_WIDTH = 100
 _TAIL_LINES = 5
 _MOST_FAILURES_LISTED = 20
+_MOST_NUMBERS = 10
 _SAY_WHY_WAITING_AFTER_SECONDS = 2.0  # while nothing runs
 _SAY_WHY_IDLING_AFTER_SECONDS = 10.0  # while something does
 _SAY_WHY_WAITING_AGAIN_SECONDS = 60.0
@@ -147,6 +154,18 @@ class Narrator:
             case LineRejected(_, source, why):
                 self._list_failure(None, f"{source}: {why}")
                 self._view.line(now, f"{source}: {why}; this line is left out", "bad")
+            case JobsAdded(first=first, specs=specs):
+                self._added(first, len(specs), now)
+            case JobsCancelled(jobs=jobs):
+                self._say(now, f"cancelled by request: {_numbers(jobs)}", "notice")
+            case JobsRetried(jobs=jobs) if jobs:
+                self._retried(jobs, now)
+            case RunPaused():
+                self._say(now, "paused by request: starting nothing more", "notice")
+            case RunContinued():
+                self._say(now, "continued by request", "notice")
+            case OptionsSet():
+                self._say(now, "options were changed by request", "notice")
             case GpuWithheld():
                 self._withheld(event, state, now)
             case Halted():
@@ -217,6 +236,8 @@ class Narrator:
     def _summary(self, state: State, now: Timestamp) -> str:
         totals = state.totals
         parts = [f"{words.count(totals.ok, 'job')} ok", f"{totals.failed:,} failed"]
+        if totals.cancelled:
+            parts.append(f"{totals.cancelled:,} cancelled")
         if totals.stopped:
             parts.append(f"{totals.stopped:,} stopped")
         if state.runs:
@@ -254,6 +275,9 @@ class Narrator:
                 lasted = words.duration(ended.seconds)
                 text = f"{job} stopped: {how_it_ended(ended)} after {lasted} {where}"
                 self._say(now, text, "notice")
+            case "cancelled":
+                lasted = words.duration(ended.seconds)
+                self._say(now, f"{job} cancelled after {lasted} {where}", "notice")
             case "failed":
                 self._failed(ended, now)
         self._tell_leftovers(job, leftovers, now)
@@ -284,6 +308,14 @@ class Narrator:
 
     def _more_room(self, event: JobRequeued) -> str:
         return f"queued again with {words.size(event.needs_bytes or 0)} for it"
+
+    def _added(self, first: JobId, how_many: int, now: Timestamp) -> None:
+        numbers = f"job {first}" if how_many == 1 else f"jobs {first}-{first + how_many - 1}"
+        self._say(now, f"added by request: {numbers}", "notice")
+
+    def _retried(self, jobs: tuple[JobId, ...], now: Timestamp) -> None:
+        self._failures = [failure for failure in self._failures if failure[0] not in jobs]
+        self._say(now, f"queued again by request: {_numbers(jobs)}", "notice")
 
     def _failed(self, ended: EndedRun, now: Timestamp) -> None:
         text = f"{ended.job.words} failed: {self._ending_of(ended)}: {_command(ended.job.spec)}"
@@ -416,6 +448,12 @@ def _job(state: State, key: RunKey) -> str:
         return state.runs[key].job.words
     job = next((job for job in state.queue if job.id == key.job), None)
     return f"job {key.job}" if job is None else job.words
+
+
+def _numbers(jobs: tuple[JobId, ...]) -> str:
+    if len(jobs) > _MOST_NUMBERS:
+        return words.count(len(jobs), "job")
+    return f"job{'' if len(jobs) == 1 else 's'} {', '.join(map(str, jobs))}"
 
 
 def _command(spec: JobSpec) -> str:

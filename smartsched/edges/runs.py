@@ -9,9 +9,11 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import stat
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +30,7 @@ _FILE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _LONGEST_LAST_RECORD_BYTES = 4096
 # A folder that is being filled is locked a moment after it was made.
 _BUILT_BY_NOW_SECONDS = 60.0
+_A_MOMENT_SECONDS = 0.1
 _ADVICE = "name another place with --state DIR"
 
 
@@ -80,6 +83,45 @@ class RunFolder:
             os.ftruncate(self._lock_fd, 0)
         os.close(self._lock_fd)
         os.close(self.fd)
+
+
+@dataclass(slots=True)
+class Counted:
+    accepted: int = 0
+    ok: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    complete: bool = False  # its last dispatcher found nothing left to be done
+
+    def take(self, line: bytes) -> None:
+        """One record; see core/records.py."""
+        if b'"job_finished"' in line[:60]:
+            self.ok += b'"outcome":"ok"' in line
+            self.failed += b'"outcome":"failed"' in line
+            self.cancelled += b'"outcome":"cancelled"' in line
+        elif b'"job_accepted"' in line[:60]:
+            self.accepted += 1
+        elif any(word in line[:60] for word in _TAKEN_APART):
+            self._take_apart(line)
+
+    def _take_apart(self, line: bytes) -> None:
+        try:
+            record = json.loads(line)
+            match record["event"]:
+                case "jobs_added":
+                    self.accepted += len(record["specs"])
+                case "run_closed":
+                    self.complete = record["complete"]
+                    self.failed = record["failed"]
+                    self.ok = record.get("ok", self.ok)
+                    self.cancelled = record.get("cancelled", self.cancelled)
+                case _:  # it was resumed
+                    self.complete = False
+        except (ValueError, KeyError, TypeError):  # of another version, or torn
+            self.complete = False
+
+
+_TAKEN_APART = (b'"jobs_added"', b'"run_closed"', b'"run_resumed"')
 
 
 class Runs:
@@ -148,6 +190,29 @@ class Runs:
             os.close(fd)
             raise
 
+    def path(self, name: str) -> Path:
+        return self._folder / name
+
+    def who_holds(self, name: str) -> str | None:
+        """Who has a run open: a dispatcher, in words. None: nobody."""
+        try:
+            folder_fd = os.open(self._folder / name, _FOLDER_FLAGS)
+        except OSError:
+            return None
+        try:
+            fd = open_own_file(folder_fd, _LOCK, os.O_RDWR)
+        except OSError:
+            return None
+        finally:
+            os.close(folder_fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return _who(_holder(fd))
+        finally:
+            os.close(fd)
+        return None
+
     def names(self) -> list[str]:
         """The latest begun first, as far as their names and times say."""
         try:
@@ -157,6 +222,35 @@ class Runs:
         except OSError as error:
             raise self._unusable(error) from error
         return sorted(names, reverse=True)
+
+    def count(self, name: str) -> Counted:
+        """How many jobs came to what, as far as a run's journal says; quick, since its records are
+        not taken apart."""
+        counted = Counted()
+        try:
+            folder = os.open(self._folder / name, _FOLDER_FLAGS)
+            try:
+                fd = open_own_file(folder, JOURNAL, os.O_RDONLY)
+            finally:
+                os.close(folder)
+        except OSError:
+            return counted
+        with open(fd, "rb") as journal:
+            for line in journal:
+                counted.take(line)
+        return counted
+
+    def remove(self, name: str) -> None:
+        """Forget a run that nobody holds. Raises StateError if somebody does."""
+        folder = self.open(name)
+        gone = self._folder / f".{name}.{os.urandom(4).hex()}"
+        try:
+            os.rename(folder.path, gone)
+            shutil.rmtree(gone)
+        except OSError as error:
+            raise self._unusable(error) from error
+        finally:
+            os.close(folder.fd)
 
     def first_and_last_record(self, name: str) -> tuple[bytes, bytes] | None:
         """The first and the last whole line of a run's journal; None where there is no such."""
@@ -189,7 +283,7 @@ class Runs:
         """Fails closed: where the file system cannot lock, there could be two dispatchers."""
         fd = open_own_file(folder_fd, _LOCK, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_soon(fd)
         except OSError as error:
             holder = _holder(fd)
             os.close(fd)
@@ -314,6 +408,20 @@ def _check_own(fd: int, path: str) -> None:
     _check_owner(fd, path)
     if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
         os.fchmod(fd, 0o700)
+
+
+def _lock_soon(fd: int) -> None:
+    """Whoever only looks whether somebody holds it does so for a moment."""
+    until = time.monotonic() + _A_MOMENT_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _holder(lock_fd: int) -> dict[str, object] | None:

@@ -60,9 +60,10 @@ from smartsched.core.model import (
 )
 from smartsched.core.policy import Policy
 from smartsched.core.records import decode_line, encode
+from smartsched.core.requests import Answer
 from smartsched.core.state import State
 from smartsched.loop import Loop, World
-from smartsched.ports import Arrived
+from smartsched.ports import Arrived, Request
 from smartsched.simulation.colleagues import GIB, Visit, pretend_uuid, process_of
 
 HOST = HostName("box")
@@ -146,6 +147,8 @@ class PretendBox:
     requests: list[tuple[Timestamp, type[DrainRequested | StopRequested]]] = field(
         default_factory=list
     )
+    asked: list[tuple[Timestamp, Request]] = field(default_factory=list)  # on disk until answered
+    answers: dict[str, Answer] = field(default_factory=dict)
     start_fails: Callable[[str], str | None] = lambda _: None
     broken: dict[int, PretendJob] = field(default_factory=dict)  # GPUs where all commands do this
     living: dict[RunKey, LivingRun] = field(default_factory=dict)
@@ -250,6 +253,7 @@ class PretendBox:
             _Launcher(self),
             _Intake(self, arrivals, 0 if read_to is None else read_to.line),
             _Requests(self),
+            _Inbox(self),
             _Claims(self),
             _Journal(self),
             _Teller(self),
@@ -320,7 +324,9 @@ class _Waiter:
         clock.time = max(clock.time, min(until - clock.ahead_seconds, self._next_happening()))
 
     def _next_happening(self) -> Timestamp:
+        now = self.box.clock.time
         times = [at for at, _ in self.box.requests]
+        times += [at for at, _ in self.box.asked if at > now]
         times += [
             run.last_ends_at if run.has_ended else run.shell_ends_at
             for run in self.box.living.values()
@@ -596,6 +602,29 @@ class _Requests:
         due = [kind for at, kind in self.box.requests if at <= by_now]
         self.box.requests = [request for request in self.box.requests if request[0] > by_now]
         return [kind(now, "asked") for kind in due]
+
+
+@dataclass(slots=True)
+class _Inbox:
+    box: PretendBox
+    taken: set[str] = field(default_factory=set)  # by the present dispatcher
+
+    def take(self, now: Timestamp) -> Sequence[Request]:
+        found = []
+        for at, request in self.box.asked:
+            if at > self.box.clock.time or request.id in self.taken:
+                continue
+            self.taken.add(request.id)
+            if any(getattr(event, "request", None) == request.id for event in self.box.events):
+                self.answer(request.id, Answer(True, "done already"))
+            else:
+                found.append(request)
+        return found
+
+    def answer(self, request: str, answer: Answer) -> None:
+        self.box.moment()
+        self.box.answers[request] = answer
+        self.box.asked = [each for each in self.box.asked if each[1].id != request]
 
 
 @dataclass(slots=True)

@@ -58,6 +58,14 @@ EXAMPLES: list[Event] = [
     events.LineRejected(T0, "list:2", "holds a NUL byte", Position(0, 9, 2)),
     events.LineRejected(T0, "list:2", "holds a NUL byte"),
     events.InputEnded(T0),
+    events.JobsAdded(T0, "7", JobId(4), (SPEC, a_spec())),
+    events.JobsCancelled(T0, "7", (JobId(2), JobId(3)), rest=True),
+    events.JobsCancelled(T0, "7", ()),
+    events.JobsRetried(T0, "7", (JobId(2),)),
+    events.RunPaused(T0, "7"),
+    events.RunContinued(T0, "7"),
+    events.OptionsSet(T0, "7", '{"max_mem": "30%"}'),
+    events.RequestRefused(T0, "7", "there is no job 9"),
     events.DrainRequested(T0, "ctrl-c"),
     events.StopRequested(T0, "ctrl-c"),
     events.WaitTimedOut(T0),
@@ -74,6 +82,7 @@ EXAMPLES: list[Event] = [
     events.RunStopping(T0, a_run()),
     events.RunStopping(T0, a_run(), "timeout"),
     events.RunStopping(T0, a_run(), "survivor"),
+    events.RunStopping(T0, a_run(), "cancelled"),
     events.RunStopping(T0, a_run(), "contention", "alice: python train.py, 3 GiB"),
     events.RunKilled(T0, a_run(2, 3)),
     events.RunExited(T0, a_run(), Exited(3), 0),
@@ -87,6 +96,7 @@ EXAMPLES: list[Event] = [
     events.JobFinished(T0, a_run(), "ok"),
     events.JobFinished(T0, a_run(), "failed"),
     events.JobFinished(T0, a_run(), "stopped"),
+    events.JobFinished(T0, a_run(), "cancelled"),
     events.JobRequeued(T0, a_run(), "failed", T0 + 60.5),
     events.JobRequeued(T0, a_run(), "lost", T0),
     events.JobRequeued(T0, a_run(), "survivor", T0),
@@ -99,6 +109,7 @@ EXAMPLES: list[Event] = [
     events.RunCleared(T0, a_run()),
     events.GpuReleased(T0, a_key(), a_run()),
     events.RunClosed(T0, complete=True, failed=7),
+    events.RunClosed(T0, complete=False, failed=7, ok=9, cancelled=2, left=3),
 ]
 
 

@@ -34,6 +34,7 @@ from smartsched.core.model import (
     Killed,
     Lost,
     NotStarted,
+    Placement,
     RequeueReason,
     SamplerTrouble,
     StopReason,
@@ -45,6 +46,7 @@ from tests.builders import (
     HOST,
     T0,
     a_key,
+    a_placement,
     a_policy,
     a_process,
     a_run,
@@ -568,6 +570,24 @@ def test_jobs_that_wait_for_another_try_keep_it_when_their_gpu_is_withheld():
     settled(state, 5)
 
     assert [job.failures for job in state.queue] == [0] * 8
+
+
+def test_jobs_on_two_gpus_that_failed_at_once_are_queued_again_once():
+    state = after(accepted(9))
+    both = Placement((*a_placement(0).gpus, *a_placement(1).gpus))
+    for job in (1, 2, 3):
+        _, begins, ends = ran(job, at=T0 + job)
+        for event in (RunPlaced(T0 + job, a_run(job), both), begins, ends):
+            apply(state, event)
+        settled(state, job + 1)
+
+    for event in ran(4, 2, at=T0 + 4, seconds=3, code=0):
+        apply(state, event)
+    events = settled(state, 9)
+
+    assert [type(event).__name__ for event in events] == ["JobFinished", "GpuWithheld"]
+    assert [job.id for job in state.queue] == [1, 2, 3, 5, 6, 7, 8, 9]
+    assert state.totals.failed == 0
 
 
 def test_a_suspect_gpu_takes_no_work():

@@ -13,6 +13,8 @@ from smartsched.core.events import (
     DrainRequested,
     Event,
     JobFinished,
+    JobsAdded,
+    JobsCancelled,
     RunExited,
     RunKilled,
     RunStopping,
@@ -20,10 +22,12 @@ from smartsched.core.events import (
 )
 from smartsched.core.freeness import Share, Thresholds
 from smartsched.core.halt import Halt
-from smartsched.core.model import Ending, Exited, JobId, Killed, NotStarted, RunKey
+from smartsched.core.model import Ending, Exited, JobId, JobSpec, Killed, NotStarted, RunKey
 from smartsched.core.policy import Policy
 from smartsched.core.records import decode_line
+from smartsched.core.requests import Add, Cancel, Continue, Pause, Retry
 from smartsched.core.state import State
+from smartsched.ports import Request
 from smartsched.simulation.box import DispatcherDied, PretendBox, PretendJob, commands_at_once
 from smartsched.simulation.colleagues import GIB
 from tests.builders import INSTANT, a_policy
@@ -77,6 +81,7 @@ class History:
     full_disks: Sequence[tuple[float, float]] = ()
     requests: Sequence[tuple[float, type[DrainRequested | StopRequested]]] = ()
     broken_gpu: bool = False
+    asked: Sequence[tuple[float, Request]] = ()
 
 
 def box_of(history: History) -> PretendBox:
@@ -89,9 +94,17 @@ def box_of(history: History) -> PretendBox:
     box.driver_hangs = [(now + at, now + at + lasts) for at, lasts in history.hangs]
     box.disk_is_full = [(now + at, now + at + lasts) for at, lasts in history.full_disks]
     box.requests = sorted([(now + at, kind) for at, kind in history.requests], key=lambda r: r[0])
+    first = next(iter(commands))
+    box.asked = [(now + at, _of(first, request)) for at, request in history.asked]
     if history.broken_gpu:
         box.broken[0] = PretendJob(0.5, ending=Exited(1))
     return box
+
+
+def _of(command: str, request: Request) -> Request:
+    if not isinstance(request, Add):
+        return request
+    return replace(request, specs=tuple(replace(spec, command=command) for spec in request.specs))
 
 
 def named(number: int, command: Command) -> str:
@@ -126,7 +139,7 @@ def live_through(box: PretendBox, policy: Policy, deaths: Sequence[Death]) -> St
     for death in deaths:
         box.die_at = box.moments + death.moment
         state = dispatch(box, policy, adopt=adopts)
-        if state is not None and is_done(state):
+        if state is not None and is_done(box, state):
             return state
         adopts = death.adopts
         box.pass_time(death.gap_seconds)
@@ -137,20 +150,29 @@ def live_through(box: PretendBox, policy: Policy, deaths: Sequence[Death]) -> St
     for _ in range(MOST_DISPATCHERS):
         state = dispatch(box, policy, adopt=adopts)
         assert state is not None
-        if is_done(state):
+        if is_done(box, state):
             return state
         box.pass_time(1.0)  # nobody says so again within the same moment: a full disk stays full
     raise AssertionError("it never comes to an end")
 
 
-def is_done(state: State) -> bool:
-    return not (state.queue or state.runs or state.input_open or state.interrupted or state.ended)
+def is_done(box: PretendBox, state: State) -> bool:
+    left = state.queue or state.runs or state.input_open or state.interrupted or state.ended
+    return not left and not due(box)
+
+
+def due(box: PretendBox) -> list[Request]:
+    """What somebody has asked for and nobody has seen to."""
+    return [request for at, request in box.asked if at <= box.clock.time]
 
 
 def judge(box: PretendBox, state: State, commands: int) -> None:
     """The end of any history."""
     totals = state.totals
-    assert (totals.accepted, totals.ok + totals.failed) == (commands, commands)
+    over = totals.ok + totals.failed + totals.cancelled
+    added = sum(len(e.specs) for e in on_disk(box) if isinstance(e, JobsAdded))
+    assert (totals.accepted, over) == (commands + added, commands + added)
+    assert not due(box)
     assert not box.living
     finished = {e.run: e.outcome for e in box.events if isinstance(e, JobFinished)}
     succeeded = successes(box)
@@ -163,7 +185,9 @@ def judge(box: PretendBox, state: State, commands: int) -> None:
         assert last_attempts[run.job] == run.attempt, "run again though it had ended well"
     ends = (event for event in box.events if isinstance(event, RunExited))
     refused = {end.run.job for end in ends if isinstance(end.ending, NotStarted)}  # too many GPUs
-    assert len(last_attempts) + len(refused) == commands, "given up though it never ran"
+    cancelled = {job for e in on_disk(box) if isinstance(e, JobsCancelled) for job in e.jobs}
+    known = last_attempts.keys() | refused | cancelled
+    assert len(known) == commands + added, "given up though it never ran"
     told = [tell.ended.key for tell in box.told]
     assert len(told) == len(set(told)), "told twice"
 
@@ -243,6 +267,32 @@ visits = st.tuples(
     st.sampled_from([0.5, 2.0, 5.0, 15.0]),
     st.sampled_from([0, 5, 50, 100]),
 )
+NUMBERS = st.lists(st.integers(1, 9).map(str), min_size=1, max_size=3, unique=True).map(tuple)
+ADDED = JobSpec("the first of the list once more", "request")
+asked = st.tuples(
+    seconds,
+    st.one_of(
+        st.integers(1, 3).map(lambda count: Add("", (ADDED,) * count)),
+        st.builds(Cancel, st.just(""), NUMBERS),
+        st.builds(Retry, st.just(""), NUMBERS),
+        st.just(Retry("", (), all_failed=True)),
+        st.just(Pause("")),
+    ),
+)
+
+
+def as_asked(
+    asked: Sequence[tuple[float, Add | Cancel | Retry | Pause]],
+) -> list[tuple[float, Request]]:
+    """Each with an id of its own; and who pauses goes on a while later."""
+    found: list[tuple[float, Request]] = []
+    for number, (at, request) in enumerate(asked):
+        found.append((at, replace(request, id=f"r{number}")))
+        if isinstance(request, Pause):
+            found.append((at + 7.0, Continue(f"r{number}-end")))
+    return found
+
+
 histories = st.builds(
     History,
     gpus=st.integers(1, 8),
@@ -256,6 +306,7 @@ histories = st.builds(
         st.tuples(seconds, st.sampled_from([DrainRequested, StopRequested])), max_size=3
     ),
     broken_gpu=st.sampled_from([False, False, True]),
+    asked=st.lists(asked, max_size=3).map(as_asked),
 )
 deaths = st.lists(
     st.builds(

@@ -9,7 +9,13 @@ from smartsched.core.events import (
     GpuWithheld,
     JobFinished,
     JobRecalled,
+    JobRequeued,
+    JobsCancelled,
+    JobsRetried,
+    RunPlaced,
+    RunPostponed,
     RunResumed,
+    RunRevoked,
 )
 from smartsched.core.freeness import Share, Thresholds
 from smartsched.core.model import JobId, Lingering, Outcome, RunKey, Stopping
@@ -22,7 +28,8 @@ from smartsched.simulation.box import PretendBox
 MOST_TICKS_AT_ONE_MOMENT = 100
 ACCOUNT = (
     "queue", "runs", "ended", "holds", "totals", "input_open", "read_to", "set_aside",
-    "interrupted", "closing", "halted", "before", "records", "withheld", "wait_timed_out",
+    "interrupted", "given_up", "cancelled", "paused", "closing", "halted", "before", "records",
+    "withheld", "wait_timed_out",
 )  # fmt: skip
 
 
@@ -36,6 +43,8 @@ class Witness:
     launches_seen: int = 0
     reads: dict[int, list[float]] = field(default_factory=dict)
     finished: dict[JobId, tuple[RunKey, Outcome]] = field(default_factory=dict)
+    going: set[JobId] = field(default_factory=set)  # jobs of which an attempt is not settled
+    unwanted: set[JobId] = field(default_factory=set)  # cancelled
     replayed: State = field(default_factory=lambda: State(Policy("test")))
     lines_replayed: int = 0
     _dispatchers_seen: int = 0
@@ -74,6 +83,8 @@ class Witness:
         self._events_seen = 0
         self.launches_seen = self.box.launched_by_others
         self.finished.clear()
+        self.going.clear()
+        self.unwanted.clear()
         self.reads.clear()
 
     def note_outcomes(self) -> None:
@@ -81,10 +92,28 @@ class Witness:
             self.note_outcome(event)
         self._events_seen = len(self.box.events)
 
-    def note_outcome(self, event: Event) -> None:
+    def note_outcome(self, event: Event) -> None:  # a table: one case an event
         match event:
+            case RunPlaced(_, run):
+                self.going.add(run.job)
+            case JobRequeued(_, run):
+                self.going.remove(run.job)
+            case RunPostponed(_, run) | RunRevoked(_, run):
+                self.going.remove(run.job)
+                if run.job in self.unwanted:
+                    self.finished[run.job] = (run, "cancelled")
+            case JobsCancelled(jobs=jobs):
+                self.unwanted.update(jobs)
+                for job in set(jobs) - self.going:
+                    assert job not in self.finished or job in self.stopped(), "it was over"
+                    self.finished[job] = (RunKey(job, 0), "cancelled")
+            case JobsRetried(jobs=jobs):
+                self.unwanted.difference_update(jobs)
+                for job in jobs:
+                    assert self.finished.pop(job)[1] in ("failed", "cancelled")
             case JobFinished(_, run, outcome):
                 assert run.job not in self.finished, "a job has two ends"
+                self.going.remove(run.job)
                 self.finished[run.job] = (run, outcome)
             case RunResumed():
                 for job in self.stopped():
@@ -123,7 +152,12 @@ class Witness:
         assert sorted(places.elements()) == list(range(1, state.totals.accepted + 1))
         came_to = Counter(outcome for _, outcome in self.finished.values())
         totals = state.totals
-        counted = {"ok": totals.ok, "failed": totals.failed, "stopped": totals.stopped}
+        counted = {
+            "ok": totals.ok,
+            "failed": totals.failed,
+            "cancelled": totals.cancelled,
+            "stopped": totals.stopped,
+        }
         assert came_to == Counter(counted)
         assert sorted(job.id for job in state.interrupted) == sorted(self.stopped())
 
@@ -152,10 +186,11 @@ class Witness:
                 assert state.holds[gpu.key][run.launch.run].pid == run.pid
 
     def what_should_end_is_gone_soon(self, state: State, now: float) -> None:
+        grace = max(state.policy.grace_seconds, state.policy.yield_grace_seconds)
         for run in state.runs.values():
             if isinstance(run.status, Stopping | Lingering):
                 since = max(run.status.since, self._met_at)
-                assert now <= since + state.policy.grace_seconds + 1, "nobody killed it"
+                assert now <= since + grace + 1, "nobody killed it"
 
     def the_journal_says_the_same(self, state: State) -> None:
         """As what happened, in this order; and if all of it is written, as what is believed."""

@@ -97,6 +97,7 @@ class Smartsched:
                 launcher=launcher,
                 intake=ports.Intake(game.jobs[::-1]),
                 requests=ports.Requests(),
+                inbox=ports.Inbox(),
                 claims=ports.Claims(),
                 journal=ports.Journal(),
                 teller=ports.Teller(),

@@ -42,8 +42,9 @@ from smartsched.core.model import (
     Wishes,
 )
 from smartsched.core.policy import Policy
+from smartsched.core.requests import Answer
 from smartsched.core.state import State
-from smartsched.ports import Arrived
+from smartsched.ports import Arrived, Request
 from tests.benchmarks.decisions.fleet import Attempt, Fleet
 from tests.benchmarks.decisions.jobs import Job
 from tests.benchmarks.decisions.readings import read
@@ -265,6 +266,16 @@ class Journal:
 
 class Teller:
     def tell(self, what: Tell) -> None: ...
+
+
+class Inbox:
+    """Nobody asks for anything."""
+
+    def take(self, now: Timestamp) -> Sequence[Request]:
+        return ()
+
+    def answer(self, request: str, answer: Answer) -> None:
+        raise AssertionError(request)
 
 
 class Requests:

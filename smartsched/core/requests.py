@@ -1,0 +1,147 @@
+"""What a user may ask of a living run from another terminal, and how that is answered.
+
+A request is an object of JSON with `smartsched_request` (the version), `verb` and what the verb
+needs:
+
+    add       commands: pairs of command and source; directory: where they run
+    cancel    jobs: numbers, ranges or names; all: everything, also what is still to be read
+    retry     jobs: likewise; failed: all that failed
+    set       options: values by the name of the option, null: as by default
+    pause, continue, status
+
+What is asked for twice under one id is done once.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from smartsched.core.lines import spec_of
+from smartsched.core.model import BadLine, JobSpec
+from smartsched.errors import UsageError
+
+VERSION = 1
+# A list that is longer is given in several requests.
+MOST_COMMANDS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    id: str
+    specs: tuple[JobSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    id: str
+    jobs: tuple[str, ...]
+    everything: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    id: str
+    jobs: tuple[str, ...]
+    all_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetOptions:
+    id: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """How the run stands."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """No request at all."""
+
+    id: str
+    why: str
+
+
+Request: TypeAlias = Add | Cancel | Retry | Pause | Continue | SetOptions | Ask | Unusable
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`done`: whether it was; if not, nothing of it was. `words`: for people."""
+
+    done: bool
+    words: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def request_of(id: str, text: bytes) -> Request:  # noqa: A002  # it is what they all call it
+    """What a request says; Unusable: not a thing that can be done."""
+    try:
+        asked = json.loads(text)
+        if not isinstance(asked, dict) or asked.get("smartsched_request") != VERSION:
+            return Unusable(id, "it is no request of this version of smartsched")
+        return _request(id, asked)
+    except UsageError as error:
+        return Unusable(id, str(error))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return Unusable(id, f"it is no whole request: {type(error).__name__}: {error}")
+
+
+def _request(  # noqa: C901, PLR0911  # a table: one case a verb
+    id: str,  # noqa: A002  # likewise
+    asked: Mapping[str, Any],
+) -> Request:
+    match asked["verb"]:
+        case "add":
+            return Add(id, _specs(asked["commands"], _text(asked["directory"])))
+        case "cancel":
+            return Cancel(id, _texts(asked["jobs"]), everything=asked.get("all") is True)
+        case "retry":
+            return Retry(id, _texts(asked["jobs"]), all_failed=asked.get("failed") is True)
+        case "set":
+            if not isinstance(asked["options"], dict):
+                raise TypeError("options is no object")
+            return SetOptions(id, asked["options"])
+        case "pause":
+            return Pause(id)
+        case "continue":
+            return Continue(id)
+        case "status":
+            return Ask(id)
+        case other:
+            return Unusable(id, f"there is no verb {other!r}")
+
+
+def _specs(commands: Any, directory: str) -> tuple[JobSpec, ...]:
+    specs = []
+    for command, source in commands:
+        spec = spec_of(_text(command), _text(source), directory)
+        if isinstance(spec, BadLine):
+            raise UsageError(f"{spec.source}: {spec.why}")
+        specs.append(spec)
+    return tuple(specs)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(_text(value) for value in values)
