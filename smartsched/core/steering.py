@@ -152,7 +152,9 @@ def _known(state: State) -> list[Job]:
     return [*state.queue, *state.interrupted, *runs, *ended, *over]
 
 
-def _why_not(state: State, text: str, found: set[JobId], verb: Literal["cancel", "retry"]) -> str:
+def _why_not(  # noqa: PLR0911  # a table: one case a reason
+    state: State, text: str, found: set[JobId], verb: Literal["cancel", "retry"]
+) -> str:
     nothing = f"nothing was {'cancelled' if verb == 'cancel' else 'queued again'}"
     if not found:
         what = f"there is no job {words.printable(text)}"

@@ -576,8 +576,8 @@ def test_jobs_on_two_gpus_that_failed_at_once_are_queued_again_once():
     state = after(accepted(9))
     both = Placement((*a_placement(0).gpus, *a_placement(1).gpus))
     for job in (1, 2, 3):
-        _, begins, ends = ran(job, at=T0 + job)
-        for event in (RunPlaced(T0 + job, a_run(job), both), begins, ends):
+        _, *begins_and_ends = ran(job, at=T0 + job)
+        for event in (RunPlaced(T0 + job, a_run(job), both), *begins_and_ends):
             apply(state, event)
         settled(state, job + 1)
 
