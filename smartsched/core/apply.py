@@ -479,7 +479,7 @@ def _to_be_tried_again(state: State, ended: EndedRun, event: JobRequeued) -> Job
         case "contention":
             state.totals.yields += 1
             state.totals.yielded_gpu_seconds += ended.seconds * len(ended.placement.gpus)
-            return replace(job, yields=job.yields + 1)
+            return job
         case "packed_too_tightly":
             needs = event.needs_bytes
             return replace(job, ooms=job.ooms + 1, needs_bytes=needs, alone=event.alone)

@@ -326,7 +326,6 @@ class Job:
     not_before: Timestamp = float("-inf")
     failed_on: tuple[GpuKey, ...] = ()  # tried elsewhere first
     requeued_at: Timestamp = float("-inf")
-    yields: int = 0  # runs of it that gave way to other people
     ooms: int = 0  # runs of it that ran out of memory for no fault of other people
     needs_bytes: int | None = None  # on each GPU, by how it ran out; None: it has not
     alone: bool = False  # with all of its GPUs for itself it may do what it could not beside others

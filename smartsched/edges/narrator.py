@@ -51,6 +51,7 @@ from smartsched.core.selection import label
 from smartsched.core.standing import idles
 from smartsched.core.state import State
 from smartsched.core.survey import gpu_rows
+from smartsched.core.totals import Totals
 
 Tone = Literal["plain", "good", "bad", "notice"]
 _COMMAND_WIDTH = 100
@@ -252,9 +253,8 @@ class Narrator:
         elif state.input_open:
             parts.append("the rest of the input not read")
         wall = words.duration(now - (self._began if self._began is not None else now))
-        hours = totals.gpu_seconds / 3600
         where = f"; logs in {self._logs}" if self._logs and totals.finished else ""
-        return f"{', '.join(parts)}; {wall}, {hours:.2f} GPU-hours{where}"
+        return f"{', '.join(parts)}; {wall}, {_gpu_time(totals)}{where}"
 
     def _started(self, run: Run, now: Timestamp) -> None:
         text = f"{run.job.words} started {run.status.placement.words}"
@@ -427,6 +427,16 @@ class Narrator:
     def _say(self, at: Timestamp, text: str, tone: Tone) -> None:
         if not self._quiet:
             self._view.line(at, text, tone)
+
+
+def _gpu_time(totals: Totals) -> str:
+    text = f"{totals.gpu_seconds / 3600:.2f} GPU-hours"
+    if not totals.yields:
+        return text
+    runs = words.count(totals.yields, "run")
+    return (
+        f"{text}, {totals.yielded_gpu_seconds / 3600:.2f} of them in {runs} that gave way to others"
+    )
 
 
 def _left_alive(run: Run) -> str:

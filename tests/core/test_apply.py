@@ -687,7 +687,7 @@ def test_a_job_that_gave_way_is_queued_at_the_head_and_has_not_failed():
 
     assert order_of(state) == [1, 2, 3]
     job = state.queue[0]
-    assert (job.yields, job.failures, job.ooms, job.failed_on) == (1, 0, 0, ())
+    assert (job.failures, job.ooms, job.failed_on) == (0, 0, ())
     assert (state.totals.yields, state.totals.yielded_gpu_seconds) == (1, 1.0)
 
 
@@ -704,13 +704,7 @@ def test_a_job_that_strangers_left_no_memory_is_charged_nothing():
     state = after([*accepted(1), *ran(1), requeued(1, "strangers_grew")])
 
     (job,) = state.queue
-    assert (job.yields, job.failures, job.ooms, job.needs_bytes, job.alone) == (
-        0,
-        0,
-        0,
-        None,
-        False,
-    )
+    assert (job.failures, job.ooms, job.needs_bytes, job.alone) == (0, 0, None, False)
 
 
 def test_a_job_that_was_packed_too_tightly_remembers_what_it_is_to_be_given():
