@@ -227,6 +227,7 @@ class Wait:
     """Why nothing is placed now, in words a user can act on."""
 
     why: str
+    lacks_gpus: bool = False  # why each of those that are not to be had is not is worth a word, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def place(
     welcome = [offer for offer in fitting if offer.key not in avoid]
     chosen = _choose(welcome, need.gpus, int(max(0, min(budget.gpus, len(offers)))))
     if chosen is None:
-        return Wait(_why_not(offers, fitting, welcome, need, budget))
+        return _why_not(offers, fitting, welcome, need, budget)
     budget.runs -= 1
     budget.gpus -= sum(1 for offer in chosen if offer.runs == 0)
     given = sorted((offer.take(need) for offer in chosen), key=lambda gpu: gpu.key)
@@ -41,14 +41,15 @@ def _why_not(
     welcome: Sequence[Offer],
     need: Need,
     budget: Budget,
-) -> str:
+) -> Wait:
     if not fitting:
-        return _why_none_fits(offers, need)
+        return Wait(_why_none_fits(offers, need), lacks_gpus=True)
     if len(welcome) < need.gpus <= len(fitting):
-        return "a command that failed waits for another GPU than it failed on"
+        return Wait("a command that failed waits for another GPU than it failed on")
     if _choose(welcome, need.gpus, len(offers)) is not None:
-        return f"as many GPUs are used as {budget.why} allows"
-    return f"a command needs {need.gpus} GPUs at once, and {len(fitting)} can be had"
+        return Wait(f"as many GPUs are used as {budget.why} allows")
+    few = f"a command needs {need.gpus} GPUs at once, and {len(fitting)} can be had"
+    return Wait(few, lacks_gpus=True)
 
 
 def _without_gpu(budget: Budget) -> Placement | Wait:

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from smartsched.core import words
-from smartsched.core.capacity import Offer, budget_of, kept_free, offers, quiet_for
+from smartsched.core.capacity import (
+    Offer,
+    budget_of,
+    has_somebody_new,
+    kept_free,
+    offers,
+    quiet_for,
+)
+from smartsched.core.freeness import Watch, culprits
 from smartsched.core.guard import closed
 from smartsched.core.model import (
     GpuKey,
@@ -25,9 +33,10 @@ from smartsched.core.model import (
 )
 from smartsched.core.needs import Need, footprint_of, need_of
 from smartsched.core.placement import fits, place
+from smartsched.core.selection import label
 from smartsched.core.shapes import shape_of
 from smartsched.core.standing import why_none_is_free, why_not
-from smartsched.core.state import State
+from smartsched.core.state import State, position
 
 NONE_LEFT = "every free GPU is given to an earlier command"
 # A job that failed is tried on another GPU; for so long it waits for one that runs of ours hold.
@@ -63,7 +72,7 @@ def plan(state: State, now: Timestamp, released: Collection[tuple[GpuKey, RunKey
     for job in in_order(state, planner.left, now):
         if not planner.consider(job):
             break
-    return planner.made
+    return planner.finished()
 
 
 class _Planner:
@@ -77,13 +86,16 @@ class _Planner:
         self._held: _Held | None = None
         self._needs: dict[Hashable, Need] = {}
         self._unmet: set[Hashable] = set()
+        self._waits_elsewhere: Wait | None = None  # what waits, but not for a GPU
         self.made = Plan()
 
     def consider(self, job: Job) -> bool:
         """Find it a place if there is one. False: nor will there be for those behind it."""
         state, made = self._state, self.made
         if job.not_before > self._now:
-            made.waiting = made.waiting or Wait("commands that failed are tried again later")
+            self._waits_elsewhere = self._waits_elsewhere or Wait(
+                "commands that failed are tried again later"
+            )
             return True
         gpuless = state.has_gpuless or state.policy.gpus_per_job == 0
         if self._budget.runs < 1 or not (self.left or gpuless):
@@ -106,17 +118,21 @@ class _Planner:
         allowed = [
             offer
             for offer in self.left
-            if _may_use(offer, need, self._held, now) and _is_calm_enough(state, offer, need, now)
+            if _may_use(offer, need, self._held, now)
+            and quiet_for(state, offer.key, now) >= _calm_seconds(state, need)
         ]
         match place(allowed, need, self._budget, state.policy, _to_avoid(state, job, now)):
             case Placement() as placement:
                 self.made.starts.append((job, placement))
                 self.left = [offer for offer in self.left if _has_room(offer, state)]
             case Wait() as wait:
-                self.made.waiting = self.made.waiting or wait
                 if not job.failed_on:
                     self._unmet.add(kind)
                     self._hold_for(need)
+                if not need.gpus:
+                    self._waits_elsewhere = self._waits_elsewhere or wait
+                elif self.made.waiting is None:
+                    self.made.waiting = self._explained(wait, job, need, allowed)
 
     def _hold_for(self, need: Need) -> None:
         """Of those that wait, the first one is sure of its turn, and of its part of the caps."""
@@ -125,10 +141,47 @@ class _Planner:
             if self._held is not None:
                 self._budget.gpus = max(0, self._budget.gpus - need.gpus)
 
+    def finished(self) -> Plan:
+        self.made.waiting = self.made.waiting or self._waits_elsewhere
+        return self.made
+
     def _why_nothing_goes(self) -> Wait:
         if self._budget.runs < 1:
             return Wait("as many jobs run as --jobs allows")
-        return self.made.waiting or Wait(why_none_is_free(self._state, self._now) or NONE_LEFT)
+        return self.made.waiting or Wait(self._why_none_is_free() or NONE_LEFT)
+
+    def _explained(self, wait: Wait, job: Job, need: Need, allowed: Sequence[Offer]) -> Wait:
+        """What the first job that waits has to wait for, and what is kept for it until then."""
+        if not wait.lacks_gpus:
+            return wait
+        others = self._why_none_is_free(need)
+        if not allowed:
+            return Wait(others or NONE_LEFT)
+        clauses = [wait.why]
+        if self._held is not None and (kept := self._labels(self._held.gpus)):
+            are = "is" if len(kept) == 1 else "are"
+            clauses.append(f"GPU {','.join(kept)} {are} held for {job.words}")
+        return Wait("; ".join([*clauses, others] if others else clauses))
+
+    def _labels(self, gpus: Collection[GpuKey]) -> list[str]:
+        """Of those of the GPUs that others might be given."""
+        here = (offer.sample for offer in self.left if offer.key in gpus)
+        return [label(sample) for sample in sorted(here, key=position)]
+
+    def _why_none_is_free(self, need: Need | None = None) -> str:
+        """Also those that are below the thresholds, and why the need does not make do with them."""
+        state, now = self._state, self._now
+        reasons = {
+            key: _who_came(watch, now)
+            for key, watch in state.gpus.items()
+            if state.policy.loses_work and has_somebody_new(watch, now)
+        }
+        calm = 0.0 if need is None else _calm_seconds(state, need)
+        for offer in self.left:
+            if (quiet := quiet_for(state, offer.key, now)) < calm:
+                left, waits = words.duration(quiet), words.duration(calm)
+                reasons[offer.key] = f"somebody left {left} ago (a long job waits for {waits})"
+        return why_none_is_free(state, now, reasons)
 
 
 def in_order(state: State, left: Sequence[Offer], now: Timestamp) -> Iterable[Job]:
@@ -156,13 +209,18 @@ def _by_fit(state: State, job: Job, quiet_seconds: float) -> tuple[float, ...]:
     return (-job.spec.wishes.priority, 1, 0 if fits_in else 1, -seconds if fits_in else seconds)
 
 
-def _is_calm_enough(state: State, offer: Offer, need: Need, now: Timestamp) -> bool:
-    """Whether it is worth while to begin a job there: right after somebody left, the next one
-    often follows, and a long job would lose what it has done."""
+def _calm_seconds(state: State, need: Need) -> float:
+    """How long a GPU has to have been left alone before it is worth while to begin a job there:
+    right after somebody left, the next one often follows, and a long job would lose what it has
+    done."""
     if not state.policy.loses_work or need.seconds is None:
-        return True
-    calm = min(_CALM_SHARE * need.seconds, _LONGEST_CALM_SECONDS)
-    return quiet_for(state, offer.key, now) >= calm
+        return 0.0
+    return min(_CALM_SHARE * need.seconds, _LONGEST_CALM_SECONDS)
+
+
+def _who_came(watch: Watch, now: Timestamp) -> str:
+    who = culprits(watch.use.compute) if watch.use is not None else "somebody"
+    return f"{who} came or took more {words.duration(now - watch.grown_at)} ago"
 
 
 def _has_room(offer: Offer, state: State) -> bool:

@@ -1,6 +1,7 @@
 """Where each GPU stands: whether something may be started on it now, and why not, in words."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from smartsched.core import words
 from smartsched.core.freeness import Busy, Free, Unknown, Verdict, Watch, breach_words, verdict
@@ -93,9 +94,11 @@ def idles(state: State) -> bool:
     return any(not is_in_use(state, key) for key in state.gpus)
 
 
-def why_none_is_free(state: State, now: Timestamp) -> str:
+def why_none_is_free(
+    state: State, now: Timestamp, otherwise: Mapping[GpuKey, str] = MappingProxyType({})
+) -> str:
     """One clause a GPU, those that say the same together; of GPUs where runs of ours are, nothing
-    as long as there are others."""
+    as long as there are others. `otherwise`: why those are not given away that could be."""
     if not state.gpus:
         trouble = next(iter(state.troubles.values()), None)
         return trouble.why if trouble is not None else "the GPUs have not been read yet"
@@ -104,5 +107,6 @@ def why_none_is_free(state: State, now: Timestamp) -> str:
     for key, watch in state.in_order():
         if key in held and len(held) < len(state.gpus):
             continue
-        reasons.setdefault(why_not(state, key, watch, now), []).append(label(watch.latest))
+        why = why_not(state, key, watch, now) or otherwise.get(key, "")
+        reasons.setdefault(why, []).append(label(watch.latest))
     return " · ".join(f"GPU {','.join(gpus)}: {why}" for why, gpus in reasons.items() if why)

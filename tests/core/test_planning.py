@@ -467,6 +467,88 @@ def test_who_gives_way_begins_nothing_long_where_somebody_has_just_left():
     assert planned(state, T0 + 5000) == [(1, "0")]
 
 
+# --- why something waits
+
+MAKE = "make  # smartsched: gpus=0"
+TAKEN = used_by(a_process(gib=60))
+BY_WHOM = "GPU 0: memory 60% > 10% (alice: python train.py, 60 GiB)"
+
+
+@pytest.mark.parametrize("commands", [[MAKE, LONG], [MAKE, MAKE, LONG]], ids=["runs", "waits"])
+def test_why_no_gpu_is_free_is_told_whatever_becomes_of_jobs_that_need_none(commands: list[str]):
+    state = a_box(commands, [TAKEN], most_gpuless=1)
+
+    assert why_wait(state) == BY_WHOM
+
+
+def test_a_job_that_needs_no_gpu_is_told_what_it_waits_for_where_no_other_waits():
+    assert "as there are cores" in why_wait(a_box([MAKE, MAKE], [TAKEN], most_gpuless=1))
+
+
+def test_why_no_gpu_is_free_is_told_whatever_a_failed_job_waits_for():
+    state = a_box(sweep(2), [TAKEN])
+    for event in [*begun(1, a_part(5)), exited(1), requeued(1, not_before=T0 + 60)]:
+        apply(state, event)
+
+    assert why_wait(state) == BY_WHOM
+
+
+def test_a_job_of_several_gpus_is_told_which_are_held_for_it():
+    state = beside({0: SHORT}, 3, [gang(3), LONG])
+
+    assert why_wait(state) == (
+        "a command needs 3 GPUs at once, and 2 can be had; GPU 1,2 are held for job 2"
+    )
+
+
+def test_what_is_held_is_told_with_the_name_of_the_job():
+    state = beside({0: SHORT}, 2, [gang(2, "name=big")])
+
+    assert why_wait(state).endswith("; GPU 1 is held for job 2 (big)")
+
+
+def test_a_job_of_several_gpus_is_told_why_the_others_cannot_be_had():
+    state = a_box([gang(2)], [TAKEN, a_sample(1)])
+
+    assert why_wait(state) == (f"a command needs 2 GPUs at once, and 1 can be had; {BY_WHOM}")
+
+
+def test_a_job_that_fits_nowhere_is_told_why_the_others_cannot_be_had():
+    state = a_box(
+        [SHORT, f"{LONG}  # smartsched: mem=50GiB"],
+        [TAKEN, used_by(ours(1, 60), index=1)],
+        *begun(1, a_part(1, gib=60)),
+        jobs_per_gpu=2,
+    )
+
+    assert why_wait(state) == (
+        "a command needs 50 GiB on a GPU, and none has that left; GPU 1 is held for job 2;"
+        f" {BY_WHOM}"
+    )
+
+
+def test_who_gives_way_is_told_where_somebody_has_just_left():
+    state = a_box([LONG], [TAKEN], at=T0, **POLITE)
+    know(state, LONG, a_footprint(seconds=1000.0))
+    see(state, a_snapshot(a_sample(), at=T0 + 20))
+
+    assert why_wait(state, T0 + 20) == "GPU 0: somebody left 20s ago (a long job waits for 2m 00s)"
+
+
+def test_who_gives_way_is_told_where_somebody_has_just_come():
+    state = a_box([LONG], [used_by(a_process(gib=1))], at=T0, **POLITE)
+
+    assert (
+        why_wait(state, T0 + 5) == "GPU 0: alice: python train.py, 1 GiB came or took more 5.0s ago"
+    )
+
+
+def test_caps_are_told_without_what_is_the_matter_with_gpus():
+    state = a_box(sweep(2), [TAKEN, a_sample(1), a_sample(2)], most_gpus=parse_cap("1"))
+
+    assert why_wait(state) == "as many GPUs are used as --max-gpus 1 allows"
+
+
 # --- what can never be
 
 
