@@ -9,7 +9,7 @@ from smartsched.core.guard import closed
 from smartsched.core.model import GpuKey, GpuSample, PlacedGpu, RunKey, Timestamp
 from smartsched.core.needs import Need
 from smartsched.core.selection import label, visible_as
-from smartsched.core.standing import current_verdict
+from smartsched.core.standing import current_verdict, is_claimed_by_others
 from smartsched.core.state import State, position
 from smartsched.core.strangers import Hold, unexplained_before, unexplained_bytes
 
@@ -196,7 +196,9 @@ def budget_of(state: State, offered: Collection[Offer], now: Timestamp) -> Budge
     keep = kept_free(state, policy.leave_free.at(at))
     empty = {offer.key for offer in offered if offer.runs == 0}  # also what was just given back
     by_cap = _left(most_gpus, len(state.holds.keys() - empty))
-    by_manners = max(0.0, len(empty) - keep) if keep else _UNLIMITED
+    # who has claimed one is about to use it: it is not left for anybody
+    left = sum(1 for key in empty if not is_claimed_by_others(state, key, now))
+    by_manners = max(0.0, left - keep) if keep else _UNLIMITED
     why = f"--max-gpus {most_gpus}" if by_cap <= by_manners else f"--leave-free {keep}"
     gpuless = sum(1 for run in state.runs.values() if not run.status.placement.gpus)
     return Budget(

@@ -50,6 +50,7 @@ from smartsched.core.model import (
 )
 from smartsched.core.placement import NO_GPU
 from smartsched.core.planning import WAIT_FOR_ANOTHER_GPU_SECONDS, Plan, plan
+from smartsched.core.standing import REMEMBERED_SECONDS
 from smartsched.core.state import QUICK_SECONDS, Closing, State
 from smartsched.core.strangers import Hold, memory_is_back
 
@@ -258,6 +259,7 @@ def _wake_for_gpus(state: State, now: Timestamp, decision: Decision) -> None:
     decision.wake_by(caps_change_at(state, now))
     for refusal in state.refused.values():
         decision.wake_after(now, refusal.at + ASK_AGAIN_SECONDS)
+        decision.wake_after(now, refusal.at + REMEMBERED_SECONDS)
     if state.policy.loses_work:
         for watch in state.gpus.values():
             decision.wake_after(now, watch.grown_at + GROWS_FOR_SECONDS)

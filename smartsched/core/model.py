@@ -146,6 +146,7 @@ class ClaimGranted:
 
     at: Timestamp
     gpus: tuple[GpuKey, ...]
+    others: "Claimed | None" = None  # of all GPUs; None: nobody has looked
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +155,13 @@ class ClaimRefused:
 
     at: Timestamp
     gpus: tuple[GpuKey, ...]
-    why: tuple[tuple[GpuKey, str], ...]  # of those that are not to be had: "claimed by alice"
+    why: "Claimed"  # of those that are not to be had
+    others: "Claimed | None" = None  # of all GPUs; None: nobody could look
 
 
 ClaimAnswer: TypeAlias = ClaimGranted | ClaimRefused
+Claimed: TypeAlias = tuple[tuple[GpuKey, str], ...]
+"""GPUs that other dispatchers have claimed, and whose they are: "claimed by alice"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from smartsched.core.metering import find_strays, measure
 from smartsched.core.model import (
     UNREAD,
     ClaimAnswer,
+    Claimed,
     ClaimGranted,
     ClaimRefused,
     GpuKey,
@@ -51,16 +52,28 @@ def judge_again(state: State) -> None:
 def hear(state: State, answer: ClaimAnswer) -> None:
     """Take in what came of a claim."""
     match answer:
-        case ClaimGranted(at, gpus):
+        case ClaimGranted(at, gpus, others):
+            _hear_of_others(state, others, at)
             for gpu in gpus:
                 state.refused.pop(gpu, None)
                 state.claimed.setdefault(gpu, at)
-        case ClaimRefused(at, _, why):
+        case ClaimRefused(at, _, why, others):
+            _hear_of_others(state, others, at)
             for gpu, _ in why:
                 state.claimed.pop(gpu, None)
             state.refused |= {gpu: Refusal(at, words) for gpu, words in why}
         case _:
             assert_never(answer)
+
+
+def _hear_of_others(state: State, others: Claimed | None, at: Timestamp) -> None:
+    """What was refused before and is nobody's now may be had; but a GPU where a run of ours is and
+    that is not claimed for us yet is known by its refusal."""
+    if others is None:
+        return
+    there = {gpu: Refusal(at, why) for gpu, why in others if gpu in state.gpus}
+    ours = {gpu: refusal for gpu, refusal in state.refused.items() if gpu in state.holds}
+    state.refused = ours | there
 
 
 def let_go(state: State, gpus: Iterable[GpuKey]) -> None:

@@ -1,7 +1,6 @@
 """Where each GPU stands: whether something may be started on it now, and why not, in words."""
 
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
 
 from smartsched.core import words
 from smartsched.core.freeness import Busy, Free, Unknown, Verdict, Watch, breach_words, verdict
@@ -74,9 +73,13 @@ def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
         case Unknown(why):
             return why
         case Free():
-            refusal = state.refused.get(key)
-            is_recent = refusal is not None and now < refusal.at + REMEMBERED_SECONDS
-            return refusal.why if refusal is not None and is_recent else ""
+            return state.refused[key].why if is_claimed_by_others(state, key, now) else ""
+
+
+def is_claimed_by_others(state: State, key: GpuKey, now: Timestamp) -> bool:
+    """By what was heard last, if that is not too long ago."""
+    refusal = state.refused.get(key)
+    return refusal is not None and now < refusal.at + REMEMBERED_SECONDS
 
 
 def _what_runs(holds: Collection[Hold]) -> str:
@@ -95,7 +98,7 @@ def idles(state: State) -> bool:
 
 
 def why_none_is_free(
-    state: State, now: Timestamp, otherwise: Mapping[GpuKey, str] = MappingProxyType({})
+    state: State, now: Timestamp, otherwise: Mapping[GpuKey, str] | None = None
 ) -> str:
     """One clause a GPU, those that say the same together; of GPUs where runs of ours are, nothing
     as long as there are others. `otherwise`: why those are not given away that could be."""
@@ -107,6 +110,6 @@ def why_none_is_free(
     for key, watch in state.in_order():
         if key in held and len(held) < len(state.gpus):
             continue
-        why = why_not(state, key, watch, now) or otherwise.get(key, "")
+        why = why_not(state, key, watch, now) or (otherwise or {}).get(key, "")
         reasons.setdefault(why, []).append(label(watch.latest))
     return " · ".join(f"GPU {','.join(gpus)}: {why}" for why, gpus in reasons.items() if why)

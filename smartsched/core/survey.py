@@ -18,7 +18,7 @@ from smartsched.core.model import GpuKey, GpuProcess, GpuSample, Job, Placement,
 from smartsched.core.planning import plan
 from smartsched.core.policy import Policy
 from smartsched.core.selection import label
-from smartsched.core.standing import current_verdict, why_not
+from smartsched.core.standing import current_verdict, is_claimed_by_others, why_not
 from smartsched.core.state import State
 
 Word = Literal["FREE", "BUSY", "UNKNOWN", "OURS"]
@@ -76,13 +76,14 @@ def _row(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> GpuRow:
     over_window = utilization_over_window(watch) if sample is not None else None
     why = why_not(state, key, watch, now)
     verdict = current_verdict(state, watch, now)
+    is_claimed = is_claimed_by_others(state, key, now)
     breaches = verdict.breaches if isinstance(verdict, Busy) else ()
     reasons = breach_words(breaches, watch.taken_at)
     return GpuRow(
         key=key,
         label=label(latest),
         name=latest.name,
-        word=_word(state, key, verdict),
+        word=_word(state, key, verdict, is_claimed=is_claimed),
         reasons=reasons if reasons and key not in state.holds else (why,) if why else (),
         failed=tuple(
             {
@@ -103,12 +104,12 @@ def _row(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> GpuRow:
     )
 
 
-def _word(state: State, key: GpuKey, verdict: Free | Busy | Unknown) -> Word:
+def _word(state: State, key: GpuKey, verdict: Free | Busy | Unknown, *, is_claimed: bool) -> Word:
     if key in state.holds:
         return "OURS"
     match verdict:
         case Free():
-            return "BUSY" if key in state.refused else "FREE"
+            return "BUSY" if is_claimed else "FREE"
         case Busy():
             return "BUSY"
         case Unknown():

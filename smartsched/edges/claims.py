@@ -9,7 +9,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import NamedTuple, Protocol
 
-from smartsched.core.model import ClaimGranted, ClaimRefused, GpuKey, Timestamp
+from smartsched.core.model import (
+    Claimed,
+    ClaimGranted,
+    ClaimRefused,
+    GpuKey,
+    GpuUuid,
+    Timestamp,
+)
 from smartsched.errors import StateError
 
 LOCK_PATIENCE_SECONDS = 2.0
@@ -126,7 +133,7 @@ class FolderClaims:
                 self._locked_out(now)
                 return
             try:
-                against = self._claim(now)
+                against, taken = self._claim(now)
             finally:
                 self._files.unlock()
         except StateError as error:
@@ -136,15 +143,21 @@ class FolderClaims:
         # Not under the lock: names are looked up, and a terminal may be slow.
         for keys, obstacles in against.items():
             why = tuple((gpu, str(claimant)) for gpu, claimant in obstacles)
-            self._answers.append(ClaimRefused(now, keys, why) if why else ClaimGranted(now, keys))
+            others = _on_the_host_of(keys, taken)
+            self._answers.append(
+                ClaimRefused(now, keys, why, others) if why else ClaimGranted(now, keys, others)
+            )
         self._asks, self._is_stale = {}, False
         self._retry_at, self._retry_after_seconds = -inf, FIRST_RETRY_SECONDS
         self._has_told = False
         for complaint in self._files.complaints():
             self._warn(complaint)
 
-    def _claim(self, now: Timestamp) -> dict[tuple[GpuKey, ...], list[tuple[GpuKey, object]]]:
-        """What speaks against each ask; those against which nothing does are claimed."""
+    def _claim(
+        self, now: Timestamp
+    ) -> tuple[dict[tuple[GpuKey, ...], list[tuple[GpuKey, object]]], Mapping[str, object]]:
+        """What speaks against each ask, and all that others have claimed; the asks against which
+        nothing speaks are claimed."""
         taken = self._files.others() if self._asks else {}
         held = dict(self._held)
         against = {}
@@ -159,7 +172,7 @@ class FolderClaims:
         if held != self._held or self._is_stale:
             self._files.write(held)
         self._held = held
-        return against
+        return against, taken
 
     def _locked_out(self, now: Timestamp) -> None:
         waited = max([now - ask.since for ask in self._asks.values()], default=0.0)
@@ -177,6 +190,14 @@ class FolderClaims:
         for keys in asks:
             del self._asks[keys]
             self._answers.append(ClaimRefused(now, keys, tuple((gpu, why) for gpu in keys)))
+
+
+def _on_the_host_of(keys: tuple[GpuKey, ...], taken: Mapping[str, object]) -> Claimed | None:
+    """The box is one host, where what is asked for is."""
+    if not keys:
+        return None
+    host = keys[0].host
+    return tuple((GpuKey(host, GpuUuid(uuid)), str(claimant)) for uuid, claimant in taken.items())
 
 
 class _Ask(NamedTuple):

@@ -549,12 +549,16 @@ class _Claims:
 
     def ask(self, gpus: Sequence[tuple[GpuKey, int]], now: Timestamp) -> None:
         keys = tuple(key for key, _ in gpus)
-        taken = tuple((key, "claimed by bob") for key in keys if self.box.is_claimed(key))
+        others = [
+            GpuKey(keys[0].host, GpuUuid(pretend_uuid(n))) for n in self.box.claimed_by_others
+        ]
+        claimed = tuple((key, "claimed by bob") for key in others if self.box.is_claimed(key))
+        taken = tuple((key, why) for key, why in claimed if key in keys)
         if taken:
-            self.answers.append(ClaimRefused(now, keys, taken))
+            self.answers.append(ClaimRefused(now, keys, taken, claimed))
         else:
             self.box.claimed |= set(keys)
-            self.answers.append(ClaimGranted(now, keys))
+            self.answers.append(ClaimGranted(now, keys, claimed))
 
     def release(self, gpus: Collection[GpuKey], now: Timestamp) -> None:
         self.box.claimed -= set(gpus)

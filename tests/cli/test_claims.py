@@ -100,6 +100,19 @@ def test_whoever_waits_for_a_claim_says_for_whose(box: Box):
     assert "(run mine)" in second.err
 
 
+def test_a_gpu_that_another_dispatcher_claims_does_not_count_as_one_left_free(box: Box):
+    first = box.start(*ONE_GPU, str(box.list_of([WAIT])))
+    first.says("job 1 started")
+
+    second = another(box, *MOMENT, "--gpus", "0,1", "--leave-free", "1", str(box.list_of(["true"])))
+    second.says("waiting: as many GPUs are used as --leave-free 1 allows")
+    second.crash()
+    (box.folder / "go").touch()
+
+    assert first.end().status == 0
+    assert "job 1 started" not in second.err
+
+
 def test_the_claim_of_a_dispatcher_that_was_killed_is_void(box: Box):
     """Its jobs go on; where they use the GPU, it is the driver who says so."""
     seen = box.training("seen", "--mem", str(20 * GIB), "--until", "go")

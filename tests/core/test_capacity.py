@@ -31,6 +31,7 @@ from smartsched.core.needs import Need
 from smartsched.core.placement import NO_GPU
 from smartsched.core.preference import parse_preference
 from smartsched.core.sight import hear
+from smartsched.core.standing import REMEMBERED_SECONDS
 from smartsched.core.state import State
 from tests.builders import (
     GIB,
@@ -345,6 +346,36 @@ def test_a_cap_on_gpus_counts_those_where_runs_of_ours_are(cap: str, left: int):
 @pytest.mark.parametrize(("keep", "left"), [("1", 1), ("2", 0), ("5", 0)])
 def test_the_last_free_gpus_are_left(keep: str, left: int):
     assert budget(capped(leave_free=keep)).gpus == left
+
+
+def claimed_by_others(state: State, *indices: int, at: float) -> None:
+    """It turned out while a claim of ours was granted."""
+    others = tuple((a_key(index), "claimed by bob") for index in indices)
+    hear(state, ClaimGranted(at, (a_key(1),), others))
+
+
+def test_what_other_dispatchers_have_claimed_is_left_to_nobody():
+    state = capped(leave_free="1")
+    claimed_by_others(state, 2, at=T0 + 1)
+
+    assert budget(state, T0 + 1).gpus == 0
+    assert budget(state, T0 + 1 + ASK_AGAIN_SECONDS).gpus == 0
+    assert budget(state, T0 + 1 + REMEMBERED_SECONDS).gpus == 1
+
+
+def test_what_others_have_claimed_limits_nobody_who_need_not_leave_any_free():
+    state = capped(leave_free="0")
+    claimed_by_others(state, 2, at=T0 + 1)
+
+    assert budget(state, T0 + 1).gpus == float("inf")
+
+
+def test_what_others_claim_no_longer_is_left_to_everybody():
+    state = capped(leave_free="1")
+    claimed_by_others(state, 2, at=T0 + 1)
+    claimed_by_others(state, at=T0 + 2)
+
+    assert budget(state, T0 + 2).gpus == 1
 
 
 def test_to_leave_none_free_is_no_limit():

@@ -44,7 +44,13 @@ from smartsched.core.placement import NO_GPU
 from smartsched.core.planning import WAIT_FOR_ANOTHER_GPU_SECONDS
 from smartsched.core.selection import Selection, parse_ids
 from smartsched.core.sight import hear
-from smartsched.core.standing import current_verdict, why_none_is_free, why_not, withheld_because
+from smartsched.core.standing import (
+    REMEMBERED_SECONDS,
+    current_verdict,
+    why_none_is_free,
+    why_not,
+    withheld_because,
+)
 from smartsched.core.state import FIRST_POSTPONE_SECONDS, State
 from tests.builders import (
     GIB,
@@ -991,6 +997,19 @@ def test_jobs_behind_one_whose_gpus_are_being_claimed_wait_for_their_turn():
     assert launches(decision) == []
     assert decision.actions[0] == Claim(((a_key(0), 0),))
     assert not any(isinstance(action, Release) for action in decision.actions)
+
+
+def test_a_gpu_that_was_the_last_but_for_what_others_claim_is_let_go():
+    state = claiming(gpus=2, leave_free=parse_cap("1"))
+    assert decided(state).actions[0] == Claim(((a_key(0), 0),))
+
+    hear(state, ClaimGranted(T0, (a_key(0),), ((a_key(1), "claimed by bob"),)))
+    see(state, a_snapshot(a_sample(0), a_sample(1), at=T0 + 0.01))
+
+    decision = decided(state, 0.01)
+    assert decision.actions == [Release((a_key(0),))]
+    assert decision.waiting == Wait("as many GPUs are used as --leave-free 1 allows")
+    assert decision.wake_at <= T0 + REMEMBERED_SECONDS
 
 
 def test_without_other_dispatchers_nothing_is_claimed():

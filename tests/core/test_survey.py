@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from smartsched.core.freeness import Size, Thresholds
 from smartsched.core.model import ClaimGranted, ClaimRefused
 from smartsched.core.sight import hear
+from smartsched.core.standing import REMEMBERED_SECONDS
 from smartsched.core.state import State
-from smartsched.core.survey import Survey, as_json, survey
+from smartsched.core.survey import Survey, as_json, gpu_rows, survey
 from tests.builders import (
     GIB,
     T0,
@@ -220,6 +221,13 @@ def test_a_gpu_that_is_ours_by_now_is_no_longer_claimed_by_others():
     hear(state, ClaimGranted(T0 + 1, (a_key(0),)))
 
     assert [row.word for row in surveyed(state).rows] == ["FREE"]
+
+
+def test_a_gpu_that_others_claimed_a_while_ago_may_be_free_by_now():
+    state = a_state(a_sample())
+    hear(state, ClaimRefused(T0, (a_key(0),), ((a_key(0), "claimed by bob"),)))
+
+    assert [row.word for row in gpu_rows(state, T0 + REMEMBERED_SECONDS)] == ["FREE"]
 
 
 def test_jobs_that_no_gpu_will_ever_do_for_are_told_with_the_reason():

@@ -43,7 +43,7 @@ def test_what_nobody_has_is_granted_at_once(claims: FolderClaims):
     claims.ask([(A, GIB), (B, 0)], T0)
 
     assert claims.wake_at() == T0
-    assert claims.take(T0) == [ClaimGranted(T0, (A, B))]
+    assert claims.take(T0) == [ClaimGranted(T0, (A, B), ())]
     assert claims.wake_at() == inf
     assert claims.take(T0) == []
 
@@ -97,7 +97,22 @@ def test_two_dispatchers_of_one_process_are_two(
 
     answer = asked(others, A)
 
-    assert answer == ClaimRefused(T0, (A,), ((A, f"claimed by {name_of(None)} (run ours)"),))
+    whose = ((A, f"claimed by {name_of(None)} (run ours)"),)
+    assert answer == ClaimRefused(T0, (A,), whose, whose)
+
+
+def test_with_the_answer_comes_what_others_have_claimed_besides(
+    claims: FolderClaims, folder: Path, stack: ExitStack
+):
+    others = open_claims(folder, "others", [])
+    stack.callback(others.close)
+    asked(claims, A)
+    asked(claims, C)
+
+    answer = asked(others, B)
+
+    whose = f"claimed by {name_of(None)} (run ours)"
+    assert answer == ClaimGranted(T0, (B,), ((A, whose), (C, whose)))
 
 
 def test_all_of_several_are_claimed_or_none(
@@ -134,7 +149,7 @@ def test_what_is_ours_already_is_granted_again_and_says_what_is_reserved_now(
     asked(claims, A)
     claims.ask([(A, 2 * GIB), (B, 0)], T0 + 1)
 
-    assert claims.take(T0 + 1) == [ClaimGranted(T0 + 1, (A, B))]
+    assert claims.take(T0 + 1) == [ClaimGranted(T0 + 1, (A, B), ())]
     assert contents_of(folder)["gpus"] == [
         {"uuid": A.uuid, "memory_bytes": 2 * GIB, "since": T0},
         {"uuid": B.uuid, "memory_bytes": 0, "since": T0 + 1},
@@ -250,7 +265,7 @@ def test_a_lock_that_is_soon_let_go_is_nobody_s_concern(
 
     assert claims.take(claims.wake_at() - 0.001) == []
     at = claims.wake_at()
-    assert claims.take(at) == [ClaimGranted(at, (A,))]
+    assert claims.take(at) == [ClaimGranted(at, (A,), ())]
     assert said == []
 
 
@@ -281,7 +296,7 @@ def test_what_is_released_before_the_answer_is_withdrawn(claims: FolderClaims, f
         claims.ask([(C, 0)], T0)
         claims.release([B], T0)
 
-    assert claims.take(T0 + 1) == [ClaimGranted(T0 + 1, (C,))]
+    assert claims.take(T0 + 1) == [ClaimGranted(T0 + 1, (C,), ())]
 
 
 def test_what_is_released_while_the_lock_is_held_is_written_as_soon_as_it_is_not(
@@ -312,7 +327,7 @@ def test_what_is_wanted_again_before_it_could_be_given_up_is_granted(
         claims.release([A], T0)
         claims.ask([(A, 0)], T0)
 
-    assert claims.take(T0 + 1) == [ClaimGranted(T0 + 1, (A,))]
+    assert claims.take(T0 + 1) == [ClaimGranted(T0 + 1, (A,), ())]
     assert uuids_in(folder) == [A.uuid]
 
 
