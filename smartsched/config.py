@@ -4,7 +4,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal, TypeVar
@@ -28,6 +28,8 @@ from smartsched.core.units import (
 from smartsched.errors import UsageError
 
 _NICEST = 19
+# Not defaults of the parser: it matters whether the user has said it.
+_GRACE, _YIELD_GRACE = "10s", "2s"
 T = TypeVar("T")
 OutputMode = Literal["log", "tag", "raw"]
 
@@ -69,7 +71,7 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         thresholds=_thresholds(args),
         selection=selection,
         visible_by=args.visible,
-        grace_seconds=flag("--grace", parse_duration, args.grace),
+        grace_seconds=flag("--grace", parse_duration, _or(args.grace, _GRACE)),
         interval_seconds=interval,
         wait_timeout_seconds=None
         if args.wait_timeout is None
@@ -87,9 +89,7 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         **_packing(args),
         **_manners(args),
     )
-    if args.checkpoint_signal is not None and policy.on_contention != "requeue":
-        how = "goes with --on-contention requeue or --polite: without, no job gives way"
-        notes += (f"--checkpoint-signal {how}",)
+    notes += tuple(_of_no_effect(args, policy))
     color = wants_color(args)
     return Config(
         run_name=run_name,
@@ -124,6 +124,31 @@ def run_of_this_job() -> str | None:
     return os.environ.get("SMARTSCHED_RUN")
 
 
+def _of_no_effect(args: argparse.Namespace, policy: Policy) -> Iterator[str]:
+    """What was asked for and changes nothing, beside what else was asked for."""
+    signal_name, grace, yield_grace = args.checkpoint_signal, args.grace, args.yield_grace
+    if policy.on_contention != "requeue":
+        how = "goes with --on-contention requeue or --polite: without, no job gives way"
+        if signal_name is not None:
+            yield f"--checkpoint-signal {how}"
+        if yield_grace is not None:
+            yield f"--yield-grace {how}"
+    elif signal_name is not None:
+        if policy.grace_seconds < policy.yield_grace_seconds and grace is not None:
+            longer = _or(yield_grace, _YIELD_GRACE)
+            yield (
+                f"--grace {grace} is shorter than --yield-grace {longer}, which jobs that save"
+                " their state have"
+            )
+    elif grace is not None and yield_grace is None:
+        yield (
+            f"--grace is not for jobs that give way: they have --yield-grace ({_YIELD_GRACE}), or"
+            " --grace where --checkpoint-signal lets them save their state"
+        )
+    if args.claims is not None and (args.simulate is not None or args.replay is not None):
+        yield "--claims goes with real GPUs: pretend ones are nobody else's"
+
+
 def _packing(args: argparse.Namespace) -> dict[str, Any]:
     memory, percent = args.job_mem, args.job_util
     return {
@@ -150,7 +175,9 @@ def _manners(args: argparse.Namespace) -> dict[str, Any]:
         if args.prefer is None
         else flag("--prefer", parse_preference, args.prefer),
         "on_contention": args.on_contention or ("requeue" if args.polite else "drain"),
-        "yield_grace_seconds": flag("--yield-grace", parse_duration, args.yield_grace),
+        "yield_grace_seconds": flag(
+            "--yield-grace", parse_duration, _or(args.yield_grace, _YIELD_GRACE)
+        ),
         "asks_for_checkpoints": args.checkpoint_signal is not None,
         "claims": _claims(args) is not None,
     }
@@ -271,6 +298,10 @@ def _progress(args: argparse.Namespace, output: OutputMode) -> bool:
     dumb = os.environ.get("TERM", "") in ("", "dumb")
     single = args.command is not None
     return sys.stderr.isatty() and not (jobs_write_to_the_terminal or dumb or single or args.quiet)
+
+
+def _or(given: str | None, default: str) -> str:
+    return default if given is None else given
 
 
 def flag(name: str, parse: Callable[[str], T], value: str) -> T:

@@ -171,6 +171,43 @@ def test_without_flags_the_documented_defaults_hold():
     assert config.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        ("--yield-grace=5s", "--yield-grace goes with --on-contention requeue or --polite"),
+        ("--checkpoint-signal=USR1", "--checkpoint-signal goes with --on-contention requeue or"),
+        (
+            "--polite --grace=1m",
+            "--grace is not for jobs that give way: they have --yield-grace (2s)",
+        ),
+        (
+            "--polite --checkpoint-signal=USR1 --grace=1s",
+            "--grace 1s is shorter than --yield-grace 2s, which jobs that save their state have",
+        ),
+        ("--simulate=4 --claims=here", "--claims goes with real GPUs"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_said_to(words: str, note: str):
+    (said,) = config_of(*words.split()).notes
+
+    assert said.startswith(note)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--grace=1m",
+        "--polite --yield-grace=5s",
+        "--polite --yield-grace=2s --grace=1m",
+        "--on-contention=requeue --checkpoint-signal=USR1 --grace=1m",
+        "--polite --checkpoint-signal=USR1 --yield-grace=20s",
+        "--claims=here",
+    ],
+)
+def test_of_options_that_change_something_nothing_is_said(words: str):
+    assert config_of(*words.split()).notes == ()
+
+
 def test_flags_become_the_policy():
     config = config_of(
         "--max-mem=4GiB", "--max-util=5%", "--min-free-mem=10G", "--max-procs=0", "--free-for=0",

@@ -254,6 +254,25 @@ def test_options_given_when_resuming_are_remembered_in_turn():
     assert (third.retries, third.timeout) == ("9", "1h")
 
 
+@pytest.mark.parametrize(
+    ("before", "word", "chosen"),
+    [
+        ("--no-claims", "--claims=/there", {"no_claims": False, "claims": "/there"}),
+        ("--claims=/there", "--no-claims", {"no_claims": True, "claims": None}),
+        ("--simulate=4", "--replay=/there", {"simulate": None, "replay": "/there"}),
+        ("--replay=/there", "--simulate=4", {"simulate": "4", "replay": None}),
+    ],
+)
+def test_of_options_that_exclude_each_other_the_one_given_last_counts(
+    before: str, word: str, chosen: dict[str, object]
+):
+    second = parse_again(["--resume", word], remembered(parse([before])))
+    third = parse_again(["--resume"], remembered(second))
+
+    for args in (second, third):
+        assert {name: vars(args)[name] for name in chosen} == chosen
+
+
 def test_what_belongs_to_one_invocation_is_not_remembered():
     words = ["--name=monday", "--state=here", "-q", "-v", "--progress", "--no-color", "list.txt"]
 

@@ -112,6 +112,12 @@ _NOT_REMEMBERED = {
 }  # fmt: skip
 
 
+# Of which one can be given; a remembered one gives way to its opposite that is given now.
+_EXCLUDE_EACH_OTHER = {
+    "claims": "no_claims", "no_claims": "claims", "simulate": "replay", "replay": "simulate",
+}  # fmt: skip
+
+
 def remembered(args: argparse.Namespace) -> str:
     """What a later --resume goes by: the options other than by default, as a JSON object."""
     import json
@@ -132,10 +138,12 @@ def parse_again(words: Sequence[str], options: str) -> argparse.Namespace:
 
     options_given, _ = _split_off_command(list(words))
     parser = build_parser()
+    given = vars(parser.parse_args(_join_gpu_ids(options_given)))
+    overruled = {name for name, other in _EXCLUDE_EACH_OTHER.items() if given[other]}
     known = {
         name: value
         for name, value in json.loads(options).items()
-        if name in vars(parser.parse_args([])) and name not in _NOT_REMEMBERED
+        if name in given and name not in _NOT_REMEMBERED | overruled
     }
     parser.set_defaults(**known)
     args = parser.parse_args(_join_gpu_ids(options_given))
@@ -281,8 +289,7 @@ def _add_jobs(group: argparse._ArgumentGroup) -> None:
     add(
         "--grace",
         metavar="TIME",
-        default="10s",
-        help="between SIGTERM and SIGKILL when jobs are stopped (default: %(default)s)",
+        help="between SIGTERM and SIGKILL when jobs are stopped (default: 10s)",
     )
     add(
         "--wait-timeout",
@@ -348,8 +355,7 @@ def _add_manners(group: argparse._ArgumentGroup) -> None:
     add(
         "--yield-grace",
         metavar="TIME",
-        default="2s",
-        help="between asking a job to give way and killing it (default: %(default)s)",
+        help="between asking a job to give way and killing it (default: 2s)",
     )
     add(
         "--checkpoint-signal",
