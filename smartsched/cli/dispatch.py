@@ -19,8 +19,8 @@ from smartsched.config import Config
 from smartsched.core import words
 from smartsched.core.decide import Decision
 from smartsched.core.events import Event, RunResumed
+from smartsched.core.impossible import why_no_job_can_start
 from smartsched.core.model import Timestamp
-from smartsched.core.planning import why_no_job_can_start
 from smartsched.core.sight import see
 from smartsched.core.state import Closing, State
 from smartsched.edges.attempts import WRAPPER, Attempts

@@ -70,6 +70,7 @@ from smartsched.core.state import (
     FIRST_POSTPONE_SECONDS,
     Closing,
     State,
+    dequeue,
     enqueue,
     give_up,
     postpone,
@@ -239,7 +240,9 @@ def _cancel(state: State, event: JobsCancelled) -> None:
     if len(going) + len(waiting) != len(gone):
         raise IllegalTransitionError(event, sorted(gone - going))
     state.cancelled |= going
-    state.queue = deque(job for job in state.queue if job.id not in gone)
+    for job in waiting:
+        if job not in state.interrupted:
+            dequeue(state, job)
     stopped = [job for job in state.interrupted if job.id in gone]
     state.interrupted = [job for job in state.interrupted if job.id not in gone]
     state.totals.stopped -= len(stopped)
@@ -300,7 +303,6 @@ def _enqueue_last(state: State, job: Job, event: JobAccepted | JobRecalled) -> N
 def _enqueue_behind_all(state: State, job: Job, at: Timestamp) -> None:
     enqueue(state, replace(job, rank=state.next_rank))
     state.next_rank += 1
-    state.has_gpuless = state.has_gpuless or job.spec.wishes.gpus == 0
     if state.waiting_since is None:
         state.waiting_since = at
 
@@ -319,6 +321,7 @@ def _may_be_recalled(state: State, job: JobId) -> bool:
 def _set_aside(state: State) -> None:
     state.set_aside |= state.dropped | {job.id: job for job in state.queue}
     state.queue.clear()
+    state.asked.clear()
     state.dropped.clear()
     state.totals.dropped = 0
     state.unnamed = {run.job for run in (*state.runs, *state.ended)}
@@ -382,7 +385,7 @@ def _place(state: State, event: RunPlaced) -> None:
         raise IllegalTransitionError(event, job)
     if len({gpu.key for gpu in gpus}) != len(gpus):
         raise IllegalTransitionError(event, gpus)
-    state.queue.remove(job)
+    dequeue(state, job)
     job = replace(job, attempts=event.run.attempt)
     state.runs[event.run] = Run(event.run, job, Starting(event.at, event.placement))
     for gpu in gpus:

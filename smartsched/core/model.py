@@ -176,6 +176,14 @@ class Wishes:
     name: str = ""  # what to call it, for people
 
 
+class Asked(NamedTuple):
+    """By a command for itself; None: what is asked for all of them. It tells whether any GPU will
+    ever do."""
+
+    gpus: int | None
+    memory_bytes: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """What the user asked for. Never changes after it was accepted."""
@@ -184,6 +192,10 @@ class JobSpec:
     source: str  # where it came from, for messages: "commands.txt:12"
     directory: str = ""  # where it runs, absolute; "": where the dispatcher is
     wishes: Wishes = Wishes()
+
+    @property
+    def asked(self) -> Asked:
+        return Asked(self.wishes.gpus, self.wishes.memory_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from smartsched.core.footprint import CONTEXT_BYTES, Footprint, Meter, with_growth
-from smartsched.core.model import Job, Running, Timestamp
+from smartsched.core.model import Asked, Job, Running, Timestamp
+from smartsched.core.policy import Policy
 from smartsched.core.shapes import shape_of
 from smartsched.core.state import State
 
@@ -25,14 +26,11 @@ class Need:
 
 
 def need_of(state: State, job: Job, now: Timestamp) -> Need:
-    policy, wishes = state.policy, job.spec.wishes
-    gpus = policy.gpus_per_job if wishes.gpus is None else wishes.gpus
+    policy = state.policy
+    gpus, asked = asked_of(policy, job.spec.asked)
     known = footprint_of(state, job)
     seconds = known.longest_seconds if known is not None else None
     percent = _percent(state, job, known)
-    asked = wishes.memory_bytes
-    if asked is None and isinstance(policy.job_memory, int):
-        asked = policy.job_memory
     least = max(known.peak_bytes if known is not None else 0, job.needs_bytes or 0)
     if job.alone:
         return Need(gpus, None, asked, UNKNOWN_PERCENT, seconds, least)
@@ -43,6 +41,13 @@ def need_of(state: State, job: Job, now: Timestamp) -> Need:
         wanted = max(job.needs_bytes, wanted or 0)
     shares = policy.most_per_gpu if wanted is None and policy.shares_evenly else None
     return Need(gpus, wanted, asked, percent, seconds, least, shares)
+
+
+def asked_of(policy: Policy, asked: Asked) -> tuple[int, int | None]:
+    """How many GPUs, and what the user said of the memory on each of them; None: nothing."""
+    gpus = policy.gpus_per_job if asked.gpus is None else asked.gpus
+    of_all = policy.job_memory if isinstance(policy.job_memory, int) else None
+    return gpus, of_all if asked.memory_bytes is None else asked.memory_bytes
 
 
 def footprint_of(state: State, job: Job) -> Footprint | None:

@@ -5,7 +5,7 @@ will fit first are held for it, and those behind it may only use what is not hel
 have given back by then.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
@@ -14,15 +14,15 @@ from smartsched.core.capacity import (
     Offer,
     budget_of,
     has_somebody_new,
-    kept_free,
     offers,
     quiet_for,
 )
 from smartsched.core.freeness import Watch, culprits
 from smartsched.core.guard import closed
+from smartsched.core.impossible import impossible, usable_bytes
 from smartsched.core.model import (
+    Asked,
     GpuKey,
-    GpuSample,
     Job,
     Placement,
     RunKey,
@@ -31,7 +31,7 @@ from smartsched.core.model import (
     Timestamp,
     Wait,
 )
-from smartsched.core.needs import Need, footprint_of, need_of
+from smartsched.core.needs import Need, asked_of, footprint_of, need_of
 from smartsched.core.placement import fits, place
 from smartsched.core.selection import label
 from smartsched.core.shapes import shape_of
@@ -69,6 +69,7 @@ class _Held:
 def plan(state: State, now: Timestamp, released: Collection[tuple[GpuKey, RunKey]] = ()) -> Plan:
     """By all that was seen so far. `released`: what is given back in this very moment."""
     planner = _Planner(state, now, offers(state, now, released))
+    planner.give_up(impossible(state))
     for job in in_order(state, planner.left, now):
         if not planner.consider(job):
             break
@@ -87,18 +88,29 @@ class _Planner:
         self._needs: dict[Hashable, Need] = {}
         self._unmet: set[Hashable] = set()
         self._waits_elsewhere: Wait | None = None  # what waits, but not for a GPU
+        self._hopeless: Mapping[Asked, str] = {}
+        self._gpuless = any(asked_of(state.policy, asked)[0] == 0 for asked in state.asked)
         self.made = Plan()
+
+    def give_up(self, hopeless: Mapping[Asked, str]) -> None:
+        """At once, whether or not it would be their turn, those that ask for what will never be;
+        `hopeless`: why. Without any, the queue is not gone through for it."""
+        self._hopeless = hopeless
+        for job in self._state.queue if hopeless else ():
+            if (why := hopeless.get(job.spec.asked)) is not None:
+                self.made.impossible.append((job, why))
 
     def consider(self, job: Job) -> bool:
         """Find it a place if there is one. False: nor will there be for those behind it."""
         state, made = self._state, self.made
+        if self._hopeless and job.spec.asked in self._hopeless:
+            return True
         if job.not_before > self._now:
             self._waits_elsewhere = self._waits_elsewhere or Wait(
                 "commands that failed are tried again later"
             )
             return True
-        gpuless = state.has_gpuless or state.policy.gpus_per_job == 0
-        if self._budget.runs < 1 or not (self.left or gpuless):
+        if self._budget.runs < 1 or not (self.left or self._gpuless):
             made.waiting = self._why_nothing_goes()
             return False
         kind = (shape_of(job.spec.command), job.spec.wishes, job.needs_bytes, job.alone)
@@ -107,10 +119,7 @@ class _Planner:
         if kind not in self._needs:  # those of a kind need the same
             self._needs[kind] = need_of(state, job, self._now)
         need = self._needs[kind]
-        if (why := why_impossible(state, need)) is not None:
-            made.impossible.append((job, why))
-        else:
-            self._place(job, need, kind)
+        self._place(job, need, kind)
         return True
 
     def _place(self, job: Job, need: Need, kind: Hashable) -> None:
@@ -262,53 +271,8 @@ def _expected_end(state: State, key: RunKey, now: Timestamp) -> Timestamp:
     return max(run.status.since + known.mean_seconds, now + _OVERDUE * known.mean_seconds)
 
 
-def why_no_job_can_start(state: State) -> str | None:
-    """Why the user's options leave no job a GPU; None: they do."""
-    policy = state.policy
-    asked = policy.job_memory if isinstance(policy.job_memory, int) else None
-    return why_impossible(state, Need(policy.gpus_per_job, asked, asked, 0.0, None))
-
-
-def why_impossible(state: State, need: Need) -> str | None:
-    """Why no GPU that comes free will ever do; None: one may."""
-    if not state.gpus or not need.gpus:
-        return None
-    there = len(state.gpus)
-    if need.gpus > there:
-        return f"it needs {need.gpus} GPUs, and there are {there} to choose from"
-    most = state.policy.most_gpus.most()
-    if most is not None and need.gpus > most:
-        return f"it needs {need.gpus} GPUs, and --max-gpus allows {most}"
-    keep = kept_free(state, state.policy.leave_free.fewest())
-    if need.gpus + keep > there:
-        return f"it needs {need.gpus} of {there} GPUs, and --leave-free keeps {keep}"
-    return _why_too_large(state, need)
-
-
-def _why_too_large(state: State, need: Need) -> str | None:
-    sizes = [_usable_bytes(state, key) for key in state.gpus]
-    known = [size for size in sizes if size is not None]
-    if need.asked_bytes is None or len(known) < len(sizes):
-        return None
-    large_enough = sum(1 for size in known if size >= need.asked_bytes)
-    if large_enough >= need.gpus:
-        return None
-    asked, largest = words.size(need.asked_bytes), words.size(max(known))
-    if not large_enough:
-        return f"it needs {asked} on a GPU, and the largest has {largest}"
-    return f"it needs {need.gpus} GPUs of {asked}, and there are {large_enough}"
-
-
-def _usable_bytes(state: State, gpu: GpuKey) -> int | None:
-    """Of its memory, whoever uses it now; None: it cannot be read."""
-    reading = state.gpus[gpu].latest
-    if not isinstance(reading, GpuSample):
-        return None
-    return reading.memory_used_bytes + reading.memory_free_bytes
-
-
 def _is_large_enough(state: State, gpu: GpuKey, need: Need) -> bool:
-    size = _usable_bytes(state, gpu) if gpu in state.gpus else None
+    size = usable_bytes(state, gpu) if gpu in state.gpus else None
     return size is not None and size >= (need.asked_bytes or 0)
 
 

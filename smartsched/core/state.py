@@ -5,7 +5,7 @@ taken in elsewhere (sight.py).
 """
 
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -13,6 +13,7 @@ from enum import IntEnum
 from smartsched.core.footprint import Footprint, Meter
 from smartsched.core.freeness import Watch
 from smartsched.core.model import (
+    Asked,
     EndedRun,
     Ending,
     GivenUp,
@@ -80,6 +81,9 @@ class Record:
 class State:
     policy: Policy
     queue: deque[Job] = field(default_factory=deque)
+    asked: Counter[Asked] = field(
+        default_factory=Counter
+    )  # by how many jobs of the queue; no zeros
     runs: dict[RunKey, Run] = field(default_factory=dict)
     ended: dict[RunKey, EndedRun] = field(default_factory=dict)  # not settled yet
     holds: dict[GpuKey, dict[RunKey, Hold]] = field(default_factory=dict)  # no empty ones
@@ -98,7 +102,6 @@ class State:
     paused: bool = False
     interrupted: list[Job] = field(default_factory=list)  # stopped; they run when resumed
     next_rank: int = 0
-    has_gpuless: bool = False  # jobs came that need no GPU
     place: str = ""  # of the last dispatcher
     closing: Closing = Closing.NO
     halted: bool = False
@@ -143,6 +146,7 @@ def position(reading: GpuReading) -> tuple[str, int, int]:
 
 def enqueue(state: State, job: Job) -> None:
     """In its place."""
+    state.asked[job.spec.asked] += 1
     if not state.queue or state.queue[-1].order <= job.order:
         state.queue.append(job)
     else:
@@ -160,6 +164,13 @@ def give_up(state: State, given_up: GivenUp) -> None:
     state.given_up[given_up.job.id] = given_up
     if len(state.given_up) > MOST_GIVEN_UP:
         del state.given_up[next(iter(state.given_up))]
+
+
+def dequeue(state: State, job: Job) -> None:
+    state.queue.remove(job)
+    state.asked[job.spec.asked] -= 1
+    if not state.asked[job.spec.asked]:
+        del state.asked[job.spec.asked]
 
 
 def postpone(state: State, at: Timestamp, why: str) -> None:

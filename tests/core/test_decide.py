@@ -1106,12 +1106,27 @@ def test_a_job_that_no_gpu_will_ever_do_for_fails_at_once_without_a_start():
     assert decision.wake_at == T0
 
 
-@pytest.mark.xfail(strict=True, reason="the queue is not looked at while no GPU can be given away")
 def test_a_job_that_no_gpu_will_ever_do_for_fails_though_all_gpus_are_taken():
     commands = listed("a", "b  # smartsched: gpus=2")
     state = a_state(used_by(ours()), events=[*commands, *begun(1)])
 
     assert [type(event) for event in decided(state).events] == [RunPlaced, RunExited]
+
+
+def test_a_job_that_no_gpu_will_ever_do_for_fails_though_no_more_jobs_may_run():
+    commands = listed("a", "b  # smartsched: gpus=9")
+    state = a_state(used_by(ours()), events=[*commands, *begun(1)], most_jobs=parse_cap("1"))
+
+    assert [type(event) for event in decided(state).events] == [RunPlaced, RunExited]
+
+
+def test_what_was_given_up_is_not_given_up_again():
+    commands = listed("a", "b  # smartsched: gpus=2", "c")
+    state = a_state(used_by(ours()), events=[*commands, *begun(1)])
+    for event in [*decided(state).events, finished(2, "failed")]:
+        apply(state, event)
+
+    assert decided(state).events == []
 
 
 # --- caps by the hour

@@ -16,6 +16,7 @@ from smartsched.core.events import (
     InputEnded,
     JobAccepted,
     LineRejected,
+    ListReplaced,
     RunCleared,
     RunKilled,
     RunPlaced,
@@ -26,6 +27,7 @@ from smartsched.core.events import (
     WaitTimedOut,
 )
 from smartsched.core.model import (
+    Asked,
     Exited,
     GpuKey,
     GpuUnreadable,
@@ -58,6 +60,7 @@ from tests.builders import (
     a_snapshot,
     a_spec,
     accepted,
+    begun,
     exited,
     finished,
     launched,
@@ -555,6 +558,20 @@ def test_however_jobs_come_and_go_the_queue_is_in_order(priorities: list[int], d
     assert order(state) == wanted == sorted(wanted, key=lambda n: (-priorities[n - 1], n))
 
 
-def test_it_is_known_whether_jobs_came_that_need_no_gpu():
-    assert not after(listed("a", "b  # smartsched: gpus=1")).has_gpuless
-    assert after(listed("a", "b  # smartsched: gpus=0")).has_gpuless
+def test_it_is_known_what_jobs_of_the_queue_ask_for():
+    wide = "b  # smartsched: gpus=2 mem=1GiB"
+    state = after([*listed("a", wide, wide), *begun(3)])
+    assert state.asked == {Asked(None, None): 1, Asked(2, GIB): 1}
+
+    apply(state, exited(3))
+    apply(state, requeued(3))
+    assert state.asked == {Asked(None, None): 1, Asked(2, GIB): 2}
+
+    apply(state, ListReplaced(T0, ()))
+    assert state.asked == {}
+
+
+def test_what_no_job_of_the_queue_asks_for_any_more_is_forgotten():
+    state = after([*listed("a"), *begun(1)])
+
+    assert dict(state.asked) == {}
