@@ -304,8 +304,9 @@ def _give_up_claims(state: State, planned: Plan, decision: Decision) -> None:
 
 
 def _wake_for_tries(state: State, now: Timestamp, decision: Decision) -> None:
-    for job in state.queue:
-        decision.wake_after(now, job.not_before)
+    for job in state.queue:  # which may be long
+        if job.not_before > now:
+            decision.wake_by(job.not_before)
         if job.failed_on:
             decision.wake_after(now, job.requeued_at + WAIT_FOR_ANOTHER_GPU_SECONDS)
     if any(is_suspect(state, key) for key in state.records):

@@ -16,7 +16,6 @@ from smartsched.core.model import (
     Stopping,
     Timestamp,
 )
-from smartsched.core.shapes import shape_of
 from smartsched.core.state import State
 from smartsched.core.strangers import Hold
 from smartsched.core.tag import tag_of
@@ -59,7 +58,7 @@ def measured_event(state: State, ended: EndedRun, now: Timestamp) -> RunMeasured
         return None
     if (meter.watched_since or ended.ended_at) > ended.started_at + RAMP_SECONDS:
         return None  # its dispatcher before this one saw most of it
-    shape = shape_of(ended.job.spec.command)
+    shape = ended.job.spec.shape
     percent = meter.utilization_percent
     return RunMeasured(now, ended.key, shape, meter.peak_bytes, percent, ended.seconds)
 

@@ -4,8 +4,10 @@ Values only. Nothing here reads a clock, a device or a file. Every GPU, run and 
 it belongs to, so that several hosts are more of the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, NewType, TypeAlias
+
+from smartsched.core.shapes import shape_of
 
 HostName = NewType("HostName", str)
 GpuUuid = NewType("GpuUuid", str)
@@ -192,10 +194,20 @@ class JobSpec:
     source: str  # where it came from, for messages: "commands.txt:12"
     directory: str = ""  # where it runs, absolute; "": where the dispatcher is
     wishes: Wishes = Wishes()
+    _shape: str | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def asked(self) -> Asked:
         return Asked(self.wishes.gpus, self.wishes.memory_bytes)
+
+    @property
+    def shape(self) -> str:
+        """Of the command. Kept once it is worked out: it is asked for with every look at a queue
+        that may be long, but never for most of a list that was done long ago."""
+        if self._shape is None:
+            object.__setattr__(self, "_shape", shape_of(self.command))
+        assert self._shape is not None
+        return self._shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +358,17 @@ class Job:
     ooms: int = 0  # runs of it that ran out of memory for no fault of other people
     needs_bytes: int | None = None  # on each GPU, by how it ran out; None: it has not
     alone: bool = False  # with all of its GPUs for itself it may do what it could not beside others
+    _kind: str | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def kind(self) -> str:
+        """What is the same for jobs that need the same. A text, which remembers its hash, and kept
+        as the shape is."""
+        if self._kind is None:
+            kind = repr((self.spec.shape, self.spec.wishes, self.needs_bytes, self.alone))
+            object.__setattr__(self, "_kind", kind)
+        assert self._kind is not None
+        return self._kind
 
     @property
     def order(self) -> tuple[int, int]:

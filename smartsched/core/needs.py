@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from smartsched.core.footprint import CONTEXT_BYTES, Footprint, Meter, with_growth
 from smartsched.core.model import Asked, Job, Running, Timestamp
 from smartsched.core.policy import Policy
-from smartsched.core.shapes import shape_of
 from smartsched.core.state import State
 
 # Beyond what siblings held that have ended: runs of one shape differ by a few percent.
@@ -51,7 +50,7 @@ def asked_of(policy: Policy, asked: Asked) -> tuple[int, int | None]:
 
 
 def footprint_of(state: State, job: Job) -> Footprint | None:
-    return state.footprints.get(shape_of(job.spec.command))
+    return state.footprints.get(job.spec.shape)
 
 
 def _percent(state: State, job: Job, known: Footprint | None) -> float:
@@ -81,10 +80,10 @@ def _running_peak(state: State, job: Job, now: Timestamp) -> int:
 
 def _siblings(state: State, job: Job) -> Iterator[Meter]:
     """Of runs of its shape that go on."""
-    shape = shape_of(job.spec.command)
+    shape = job.spec.shape
     for key, run in state.runs.items():
         meter = state.meters.get(key)
         if meter is None or not isinstance(run.status, Running):
             continue
-        if shape_of(run.job.spec.command) == shape:
+        if run.job.spec.shape == shape:
             yield meter

@@ -5,7 +5,7 @@ will fit first are held for it, and those behind it may only use what is not hel
 have given back by then.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
@@ -34,7 +34,6 @@ from smartsched.core.model import (
 from smartsched.core.needs import Need, asked_of, footprint_of, need_of
 from smartsched.core.placement import fits, place
 from smartsched.core.selection import label
-from smartsched.core.shapes import shape_of
 from smartsched.core.standing import why_none_is_free, why_not
 from smartsched.core.state import State, position
 
@@ -85,8 +84,8 @@ class _Planner:
         self.left = left
         self._budget = budget_of(state, left, now)
         self._held: _Held | None = None
-        self._needs: dict[Hashable, Need] = {}
-        self._unmet: set[Hashable] = set()
+        self._needs: dict[str, Need] = {}
+        self._unmet: set[str] = set()
         self._waits_elsewhere: Wait | None = None  # what waits, but not for a GPU
         self._hopeless: Mapping[Asked, str] = {}
         self._gpuless = any(asked_of(state.policy, asked)[0] == 0 for asked in state.asked)
@@ -110,10 +109,12 @@ class _Planner:
                 "commands that failed are tried again later"
             )
             return True
+        if len(self._unmet) >= _MOST_LOOKED_AT:
+            return False  # somewhere it has to end, and a list read as usual shows fewer jobs
         if self._budget.runs < 1 or not (self.left or self._gpuless):
             made.waiting = self._why_nothing_goes()
             return False
-        kind = (shape_of(job.spec.command), job.spec.wishes, job.needs_bytes, job.alone)
+        kind = job.kind
         if kind in self._unmet:
             return True  # one like it found no room, and there is less by now
         if kind not in self._needs:  # those of a kind need the same
@@ -122,7 +123,7 @@ class _Planner:
         self._place(job, need, kind)
         return True
 
-    def _place(self, job: Job, need: Need, kind: Hashable) -> None:
+    def _place(self, job: Job, need: Need, kind: str) -> None:
         state, now = self._state, self._now
         allowed = [
             offer

@@ -55,7 +55,7 @@ _CUT = re.compile(r"…[a-p]{16}")
 _LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
 
-@lru_cache(maxsize=4096)  # it is asked for again with every look at the queue
+@lru_cache(maxsize=4096)  # of other people's programs it is asked for again and again
 def shape_of(command: str) -> str:
     """At most `LONGEST` printable characters; the shape of a shape is itself."""
     return _bounded(_Reader(goes_into_scripts=True).tokens(command[:_LONGEST_READ]))

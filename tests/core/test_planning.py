@@ -329,6 +329,14 @@ def test_a_job_that_waits_for_several_gpus_is_sure_of_its_part_of_the_cap():
     assert planned(state) == []
 
 
+def test_behind_so_many_kinds_of_jobs_that_fit_nowhere_nothing_is_looked_for_any_more():
+    kinds = ["".join(chr(ord("a") + int(digit)) for digit in str(n)) for n in range(300)]
+    queue = [gang(2), *[f"python {kind}.py" for kind in kinds]]
+
+    assert planned(beside({0: LONG}, 2, [*queue[:200], SHORT])) == [(202, "1")]
+    assert planned(beside({0: LONG}, 2, [*queue, SHORT])) == []
+
+
 # --- no GPU
 
 
