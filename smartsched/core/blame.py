@@ -2,6 +2,7 @@
 
 from smartsched.core import words
 from smartsched.core.events import JobRequeued
+from smartsched.core.metering import strays_at, strays_bytes
 from smartsched.core.model import EndedRun, GpuSample, PlacedGpu, Timestamp
 from smartsched.core.oom import wanted_bytes
 from smartsched.core.state import State
@@ -42,9 +43,12 @@ def requeued_for_memory(state: State, ended: EndedRun, now: Timestamp) -> JobReq
 
 
 def was_alone(state: State, ended: EndedRun) -> bool:
-    """Whether no other run of ours was on its GPUs."""
+    """Whether no other run of ours was on its GPUs, given to it or not."""
     meter = state.meters.get(ended.key)
     if meter is not None and not meter.was_alone:
+        return False
+    watches = [state.gpus.get(gpu.key) for gpu in ended.placement.gpus]
+    if any(watch is not None and strays_at(state, watch) for watch in watches):
         return False
     others = (state.holds.get(gpu.key, {}).keys() - {ended.key} for gpu in ended.placement.gpus)
     return not any(others)
@@ -83,4 +87,5 @@ def _strangers_grew(state: State, gpu: PlacedGpu) -> bool:
         return False
     if watch.is_unattributed:
         return False
-    return watch.use.memory_bytes > gpu.strangers_bytes + SLACK_BYTES
+    theirs = watch.use.memory_bytes - strays_bytes(state, watch)
+    return theirs > gpu.strangers_bytes + SLACK_BYTES

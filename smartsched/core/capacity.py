@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from smartsched.core.footprint import Meter, with_growth
 from smartsched.core.freeness import Busy, Free, Verdict, Watch
 from smartsched.core.guard import closed
+from smartsched.core.metering import strays_bytes
 from smartsched.core.model import GpuKey, GpuSample, PlacedGpu, RunKey, Timestamp
 from smartsched.core.needs import Need
 from smartsched.core.selection import label, visible_as
@@ -38,6 +39,7 @@ class Offer:
     left_bytes: int
     percent: float  # of its time that runs of ours need
     unexplained_bytes: int  # before any run of ours
+    strays_bytes: int = 0  # of the strangers', what is used by runs of ours that are elsewhere
 
     @property
     def key(self) -> GpuKey:
@@ -53,7 +55,7 @@ class Offer:
             self.unexplained_bytes,
             reserved,
             need.percent,
-            self.strangers_bytes,
+            self.strangers_bytes - self.strays_bytes,
         )
         self.runs += 1
         self.percent += need.percent
@@ -136,6 +138,7 @@ def _offer(
         left_bytes=left,
         percent=sum(_percent(state, hold) for hold in holds),
         unexplained_bytes=unexplained_before(holds) if holds else unexplained_bytes(sample),
+        strays_bytes=strays_bytes(state, state.gpus[key]),
     )
 
 

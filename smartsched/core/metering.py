@@ -17,7 +17,7 @@ from smartsched.core.model import (
     Timestamp,
 )
 from smartsched.core.state import State
-from smartsched.core.strangers import Hold
+from smartsched.core.strangers import Hold, is_known
 from smartsched.core.tag import tag_of
 
 
@@ -27,6 +27,7 @@ def measure(state: State, gpu: GpuKey, watch: Watch) -> None:
     living = [hold for hold in state.holds_on(gpu) if hold.cleared_at is None]
     if not isinstance(sample, GpuSample) or watch.use is None:
         return
+    strays = strays_at(state, watch)
     for hold in living:
         if not isinstance(state.runs[hold.run].status, Running | Stopping):
             continue
@@ -34,7 +35,7 @@ def measure(state: State, gpu: GpuKey, watch: Watch) -> None:
         if meter.watched_since is None:
             meter.watched_since = watch.taken_at
         is_alone = len(state.holds_on(gpu)) == 1
-        meter.was_alone = meter.was_alone and is_alone
+        meter.was_alone = meter.was_alone and is_alone and not strays
         meter.is_blind = meter.is_blind or watch.is_unattributed
         own = [process for process in sample.processes if hold.owns(process)]
         used = sum(process.memory_bytes or 0 for process in own)
@@ -75,6 +76,27 @@ def find_strays(state: State, snapshot: Snapshot) -> None:
                 if run is not None and run not in state.holds.get(reading.key, {}):
                     meter = state.meters.setdefault(run, Meter())
                     meter.elsewhere.setdefault(reading.key, snapshot.taken_at)
+
+
+def strays_at(state: State, watch: Watch) -> list[GpuProcess]:
+    """Of the processes there that belong to no run that was given this GPU, those that belong to
+    another run of ours."""
+    if watch.use is None or not watch.use.processes:
+        return []
+    tag = f"{state.policy.run_id}/"
+    holds = [hold for held in state.holds.values() for hold in held.values()]
+    holds += _without_a_gpu(state)
+    return [
+        process
+        for process in watch.use.processes
+        if (process.run_tag or "").startswith(tag) or _owner(process, holds) is not None
+    ]
+
+
+def strays_bytes(state: State, watch: Watch) -> int:
+    """What counts as strangers' use and is ours."""
+    known = (process for process in strays_at(state, watch) if is_known(process))
+    return sum(process.memory_bytes or 0 for process in known)
 
 
 def _without_a_gpu(state: State) -> Iterator[Hold]:

@@ -15,9 +15,11 @@ from smartsched.core.events import (
     RunExited,
     RunPlaced,
 )
-from smartsched.core.model import Exited, GpuReading, PlacedGpu
+from smartsched.core.freeness import Share, Thresholds
+from smartsched.core.model import Exited, GpuProcess, GpuReading, PlacedGpu
 from smartsched.core.needs import need_of
 from smartsched.core.placement import NO_GPU
+from smartsched.core.planning import plan
 from smartsched.core.settle import settle
 from smartsched.core.state import State
 from smartsched.core.strangers import SLACK_BYTES
@@ -44,6 +46,7 @@ from tests.builders import (
 
 SAYS = "CUDA out of memory. Tried to allocate 2.00 GiB."
 ENDED = T0 + 60
+LOOSE = Thresholds(Share(50.0), 100.0, free_for_seconds=0.0)
 LATER = 120.0  # by then nobody looks any more for whose fault it was
 
 
@@ -139,6 +142,46 @@ def test_strangers_on_any_gpu_of_a_job_may_be_to_blame():
     see(state, a_snapshot(a_sample(0), crowded, at=ENDED + 0.1))
 
     assert requeued(state).why == "strangers_grew"
+
+
+# --- jobs of ours that are where they were not to be
+
+
+ELSEWHERE = [*begun(1, a_part(0)), *begun(2, a_part(1))]
+STRAY = ours(2, 60)
+TAGGED = a_process(4711, 60, run_tag="test/2/1")
+
+
+@pytest.mark.parametrize("stray", [STRAY, TAGGED], ids=["by its shell", "by its tag"])
+@pytest.mark.parametrize("when", ["before", "then"])
+def test_a_job_of_ours_on_a_gpu_that_it_was_not_given_is_no_stranger(stray: GpuProcess, when: str):
+    state = after(*ELSEWHERE, **{when: used_by(stray)})
+
+    assert requeued(state).why == "packed_too_tightly"
+
+
+def test_beside_a_job_of_ours_that_was_not_to_be_there_strangers_may_grow_as_well():
+    at_first = replace(a_part(0), strangers_bytes=0)
+    crowded = used_by(ours(2, 30), a_process(gib=30))
+
+    state = after(*begun(1, at_first), *begun(2, a_part(1)), before=used_by(STRAY), then=crowded)
+
+    assert requeued(state).why == "strangers_grew"
+
+
+def test_what_strangers_have_is_noted_without_what_is_ours_at_the_start_of_a_job():
+    state = a_box(*begun(2, a_part(1)), thresholds=LOOSE)
+    see(state, a_snapshot(used_by(ours(2, 20), a_process(gib=5)), a_sample(1), at=T0 + 1))
+
+    (placement,) = [placement for _, placement in plan(state, T0 + 1).starts]
+
+    assert [gpu.strangers_bytes for gpu in placement.gpus] == [5 * GIB]
+
+
+def test_that_another_job_of_the_run_was_there_is_told_wherever_it_was_to_be():
+    state = after(*ELSEWHERE, before=used_by(ours(1, 6), STRAY), then=a_sample())
+
+    assert words_on_memory(state, state.ended[a_run(1)]).endswith("beside other jobs of this run")
 
 
 # --- our own packing
