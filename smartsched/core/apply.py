@@ -236,17 +236,16 @@ def _add(state: State, event: JobsAdded) -> None:
 def _cancel(state: State, event: JobsCancelled) -> None:
     gone = set(event.jobs)
     going = unsettled(state) & gone
-    waiting = [job for job in (*state.queue, *state.interrupted) if job.id in gone]
-    if len(going) + len(waiting) != len(gone):
+    queued = [job for job in state.queue if job.id in gone]
+    stopped = [job for job in state.interrupted if job.id in gone]
+    if len(going) + len(queued) + len(stopped) != len(gone):
         raise IllegalTransitionError(event, sorted(gone - going))
     state.cancelled |= going
-    for job in waiting:
-        if job not in state.interrupted:
-            dequeue(state, job)
-    stopped = [job for job in state.interrupted if job.id in gone]
+    for job in queued:
+        dequeue(state, job)
     state.interrupted = [job for job in state.interrupted if job.id not in gone]
     state.totals.stopped -= len(stopped)
-    for job in waiting:
+    for job in (*queued, *stopped):
         state.totals.cancelled += 1
         give_up(state, GivenUp(job, "cancelled"))
     if event.rest:
