@@ -19,6 +19,7 @@ VERBS = {
     "continue": "[RUN]",
     "set": "OPTION... [RUN]",
     "runs": "[--json] [--remove RUN... | --prune AGE]",
+    "grid": "TEMPLATE -p NAME VALUE... [--n-samples N] [--seed N] | smartsched",
     "shapes": "[--json] [--forget SHAPE... | --forget-all]",
     "sample": "[--interval 1s] [--once]",
 }
