@@ -98,7 +98,7 @@ def test_neighbours_are_never_written_alike(
 ):
     number = data.draw(st.integers(0, steps - 1))
     try:
-        evenly = [
+        evenly: list[EvenSteps | EvenRatios] = [
             EvenSteps(first, (last - first) / steps, steps),
             EvenRatios(first, last, steps),
         ]
