@@ -292,12 +292,18 @@ def _shell(asked: str | None) -> str:
 
 
 def _progress(args: argparse.Namespace, output: OutputMode) -> bool:
+    if is_dumb_terminal() or not sys.stderr.isatty():
+        return False
     if args.progress is not None:
         return bool(args.progress)
     jobs_write_to_the_terminal = output != "log" and sys.stdout.isatty()
-    dumb = os.environ.get("TERM", "") in ("", "dumb")
     single = args.command is not None
-    return sys.stderr.isatty() and not (jobs_write_to_the_terminal or dumb or single or args.quiet)
+    return not (jobs_write_to_the_terminal or single or args.quiet)
+
+
+def is_dumb_terminal() -> bool:
+    """Whether it can do no more than print one line below the other."""
+    return os.environ.get("TERM", "") in ("", "dumb")
 
 
 def _or(given: str | None, default: str) -> str:

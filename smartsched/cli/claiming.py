@@ -20,14 +20,24 @@ def claims_for(config: Config, warn: Callable[[str], None]) -> FolderClaims | No
     return FolderClaims(files, warn)
 
 
-def see_claims(state: State, config: Config, now: Timestamp, warn: Callable[[str], None]) -> None:
-    """What others claim at the moment, for a look that claims nothing. Raises StateError."""
-    if config.claims is None:
-        return
-    claims = claims_of_others(_folder(config.claims), ClaimReader(tidy_up=False), warn)
-    for key, watch in state.gpus.items():
-        if isinstance(watch.latest, GpuSample) and key.uuid in claims:
-            state.refused[key] = Refusal(now, claims[key.uuid])
+class OthersClaims:
+    """What others claim, for looks that claim nothing."""
+
+    def __init__(self, config: Config, warn: Callable[[str], None]) -> None:
+        self._folder = None if config.claims is None else _folder(config.claims)
+        self._reader = ClaimReader(tidy_up=False)
+        self._warn = warn
+
+    def see(self, state: State, now: Timestamp) -> None:
+        """As it is at the moment. Raises StateError."""
+        if self._folder is None:
+            return
+        claims = claims_of_others(self._folder, self._reader, self._warn)
+        state.refused = {
+            key: Refusal(now, claims[key.uuid])
+            for key, watch in state.gpus.items()
+            if isinstance(watch.latest, GpuSample) and key.uuid in claims
+        }
 
 
 def _folder(name: str) -> Path:

@@ -139,7 +139,7 @@ def _assemble(
     config = session.config
     stderr = PatientStream(2)
     stack.callback(stderr.finish)
-    view = _view(config, session.expected_commands, stderr)
+    view = _view(config, session.expected_commands, stderr, waiter)
     stack.callback(view.close)
     narrator = _narrator(session, view)
 
@@ -366,10 +366,16 @@ def _output(config: Config, session: Session, waiter: Waiter, warn: Warn) -> Out
             return Untouched()
 
 
-def _view(config: Config, expected_commands: int | None, stderr: PatientStream) -> View:
+def _view(
+    config: Config, expected_commands: int | None, stderr: PatientStream, waiter: Waiter
+) -> View:
     stream = cast("TextIO", stderr)  # it is one in all but name
     if not config.progress:
         return PlainView(stream)
     from smartsched.edges.screen import LiveView
+    from smartsched.edges.terminal import Canvas
 
-    return LiveView(stream, color=config.color, expected_commands=expected_commands)
+    canvas = Canvas(stderr, whole=False)
+    view = LiveView(stream, canvas, color=config.color, expected_commands=expected_commands)
+    waiter.on_signal(signal.SIGWINCH, view.resized)
+    return view

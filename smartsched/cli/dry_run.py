@@ -8,27 +8,21 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 
-from smartsched.cli.claiming import see_claims
+from smartsched.cli.claiming import OthersClaims
 from smartsched.cli.host import this_host
+from smartsched.cli.looking import Onlooker
 from smartsched.cli.session import state_folder
-from smartsched.cli.wiring import check_source, first_snapshot, new_run_name, start_sampler
+from smartsched.cli.wiring import check_source, new_run_name
 from smartsched.config import Config, configure
 from smartsched.core import words
 from smartsched.core.apply import apply
 from smartsched.core.events import JobAccepted
 from smartsched.core.footprint import Footprint
-from smartsched.core.freeness import Unknown
-from smartsched.core.model import BadLine, GpuSample, JobSpec, Timestamp
-from smartsched.core.sight import see
-from smartsched.core.standing import current_verdict
-from smartsched.core.state import State
+from smartsched.core.model import BadLine, JobSpec
 from smartsched.core.survey import Survey, as_json, survey
-from smartsched.edges.clock import SteadyClock
 from smartsched.edges.footprints import FootprintFile
 from smartsched.edges.intake import Lines, open_inputs
 from smartsched.edges.runs import open_own_file
-from smartsched.edges.sampler import Sampler
-from smartsched.edges.waiter import Waiter
 from smartsched.errors import EXIT_NONE_FREE, UsageError
 
 # What is looked at of a list; nobody has so many GPUs that more of it could start at once.
@@ -38,31 +32,24 @@ _SILENCE_SECONDS = 0.5
 
 
 def main(args: argparse.Namespace) -> int:
-    clock = SteadyClock()
-    waiter = Waiter(clock)
     config = configure(args, new_run_name())
     check_source(args)
-    sampler = start_sampler(
-        waiter, clock, config.sampler_arguments, config.policy.stale_after_seconds
-    )
+    onlooker = Onlooker(config)
     try:
         commands = list(_commands(config))
         notes = config.notes
         if len(commands) == _MOST_COMMANDS:
             notes += (f"looked at the first {_MOST_COMMANDS:,} commands of the list only",)
-        snapshot, policy = first_snapshot(sampler, waiter, clock, config.policy)
-        state = State(policy)
-        state.local_offset = clock.local_offset()
-        see(state, snapshot, clock.now())
-        _observe_for_the_window(state, sampler, waiter, clock, config)
+        state = onlooker.begin()
+        onlooker.watch_for_the_window()
         state.footprints = _what_is_known(args)
-        see_claims(state, config, clock.now(), lambda text: print(text, file=sys.stderr))
+        now = onlooker.clock.now()
+        OthersClaims(config, lambda text: print(text, file=sys.stderr)).see(state, now)
         for spec in commands:
-            apply(state, JobAccepted(clock.now(), state.next_job(), spec))
-        found = survey(state, clock.now())
+            apply(state, JobAccepted(now, state.next_job(), spec))
+        found = survey(state, onlooker.clock.now())
     finally:
-        sampler.close()
-        waiter.close()
+        onlooker.close()
     _show(found, config, notes, as_object=args.json)
     return 0 if found.any_free else EXIT_NONE_FREE
 
@@ -73,35 +60,6 @@ def _what_is_known(args: argparse.Namespace) -> dict[str, Footprint]:
         return {}
     file = FootprintFile(state_folder(args), this_host(), open_own_file, lambda _: None)
     return file.load()
-
-
-def _observe_for_the_window(
-    state: State, sampler: Sampler, waiter: Waiter, clock: SteadyClock, config: Config
-) -> None:
-    window = config.policy.thresholds.free_for_seconds
-    if not _window_is_open(state, clock.now()):
-        return
-    if not config.quiet:
-        print(
-            "smartsched: the driver keeps no history long enough;"
-            f" watching the GPUs for {words.duration(window)}",
-            file=sys.stderr,
-        )
-    # a driver that hangs is found out after so long, and its reason heard a moment later
-    deadline = clock.now() + window + state.policy.stale_after_seconds + 1.0
-    while _window_is_open(state, clock.now()) and clock.now() < deadline:
-        waiter.wait(min(sampler.wake_at(), deadline))
-        for observation in sampler.take(clock.now()):
-            see(state, observation, clock.now())
-
-
-def _window_is_open(state: State, now: Timestamp) -> bool:
-    """Whether some GPU might still turn out to be free by being watched for longer."""
-    return any(
-        isinstance(watch.latest, GpuSample)
-        and isinstance(current_verdict(state, watch, now), Unknown)
-        for watch in state.gpus.values()
-    )
 
 
 def _commands(config: Config) -> Iterator[JobSpec]:

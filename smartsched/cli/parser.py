@@ -190,6 +190,17 @@ def _join_gpu_ids(words: list[str]) -> list[str]:
     return joined
 
 
+def parse_verb(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The words of a verb that takes some of these options (the `add_...` below); of the others,
+    what they are by default. Exits, or raises UsageError, on what cannot be parsed."""
+    defaults = build_parser().parse_args([])
+    defaults.command = None
+    args = parser.parse_args(_join_gpu_ids(list(words)), defaults)
+    _join_resume(args)
+    _make_absolute(args)
+    return args
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="smartsched",
@@ -201,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     _add_commands(parser.add_argument_group("commands"))
-    _add_gpus(parser.add_argument_group("which GPUs count as free (other people's use)"))
+    add_gpus(parser.add_argument_group("which GPUs count as free (other people's use)"))
     _add_jobs(parser.add_argument_group("jobs"))
     _add_packing(parser.add_argument_group("what a job gets"))
     _add_manners(parser.add_argument_group("sharing the box"))
@@ -223,7 +234,7 @@ def _add_commands(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_gpus(group: argparse._ArgumentGroup) -> None:
+def add_gpus(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
     add(
         "--gpus",
@@ -279,13 +290,7 @@ def _add_jobs(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--shell", metavar="PATH", help="runs the commands (default: bash, else /bin/sh)")
     add("--wd", metavar="DIR", help="run the commands in this folder")
-    add(
-        "--visible",
-        choices=("index", "uuid"),
-        default="index",
-        help="how CUDA_VISIBLE_DEVICES names the GPU; MIG instances are always named by UUID"
-        " (default: %(default)s)",
-    )
+    add_visible(group)
     add(
         "--grace",
         metavar="TIME",
@@ -295,6 +300,16 @@ def _add_jobs(group: argparse._ArgumentGroup) -> None:
         "--wait-timeout",
         metavar="TIME",
         help="give up with 124 when no GPU came free for a first command in this time",
+    )
+
+
+def add_visible(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--visible",
+        choices=("index", "uuid"),
+        default="index",
+        help="how CUDA_VISIBLE_DEVICES names the GPU; MIG instances are always named by UUID"
+        " (default: %(default)s)",
     )
 
 
@@ -336,11 +351,7 @@ def _add_manners(group: argparse._ArgumentGroup) -> None:
     add("-j", "--jobs", metavar="N", help=f"at most so many jobs at once{hours}")
     add("--max-gpus", metavar="N", help=f"be on at most so many GPUs{hours}")
     add("--leave-free", metavar="K", help=f"never take the last K free GPUs{hours}")
-    add(
-        "--prefer",
-        metavar="ORDER",
-        help="which free GPU first: emptiest (default), fullest, first, last, or ids such as 3,2",
-    )
+    add_prefer(group)
     add(
         "--on-contention",
         choices=("drain", "requeue", "ignore"),
@@ -363,6 +374,18 @@ def _add_manners(group: argparse._ArgumentGroup) -> None:
         help="what jobs that give way are sent, such as USR1, to save their state; they then have"
         " --grace, as long as memory is left for the others",
     )
+    add_claims(group)
+
+
+def add_prefer(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--prefer",
+        metavar="ORDER",
+        help="which free GPU first: emptiest (default), fullest, first, last, or ids such as 3,2",
+    )
+
+
+def add_claims(group: argparse._ActionsContainer) -> None:
     claims = group.add_mutually_exclusive_group()
     claims.add_argument(
         "--claims",
@@ -479,9 +502,15 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
     add("-q", "--quiet", action="store_true", help="only failures and the summary")
     add("-v", "--verbose", action="store_true", help="also every change of a GPU's verdict")
-    add("--no-color", action="store_true", help="no colours (NO_COLOR=1 does the same)")
+    add_no_color(group)
     add("-h", "--help", action="help", help="show this and exit")
     add("--version", action="version", version=f"smartsched {__version__}")
+
+
+def add_no_color(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--no-color", action="store_true", help="no colours (NO_COLOR=1 does the same)"
+    )
 
 
 def _add_trial(group: argparse._ArgumentGroup) -> None:
@@ -493,6 +522,10 @@ def _add_trial(group: argparse._ArgumentGroup) -> None:
         " start. Exit 0 if one is free, 3 if none is",
     )
     add("--json", action="store_true", help="with --dry-run: one JSON object")
+    add_source(group)
+
+
+def add_source(group: argparse._ActionsContainer) -> None:
     source = group.add_mutually_exclusive_group()
     source.add_argument(
         "--simulate",

@@ -20,6 +20,7 @@ VERBS = {
     "set": "OPTION... [RUN]",
     "runs": "[--json] [--remove RUN... | --prune AGE]",
     "grid": "TEMPLATE -p NAME VALUE... [--n-samples N] [--seed N] | smartsched",
+    "gpus": "[--watch] [--json] [OPTIONS]",
     "shapes": "[--json] [--forget SHAPE... | --forget-all]",
     "sample": "[--interval 1s] [--once]",
 }
@@ -34,10 +35,11 @@ class VerbParser(argparse.ArgumentParser):
     """Says what is wrong in one line. Options may not be abbreviated: what is clear today would be
     ambiguous once there is another."""
 
-    def __init__(self, verb: str, description: str) -> None:
+    def __init__(self, verb: str, description: str, epilog: str | None = None) -> None:
         super().__init__(
             f"smartsched {verb}",
             description=description,
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

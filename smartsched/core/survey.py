@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from smartsched.core import words
 from smartsched.core.freeness import (
     Busy,
     Free,
@@ -20,6 +21,7 @@ from smartsched.core.policy import Policy
 from smartsched.core.selection import label
 from smartsched.core.standing import current_verdict, is_claimed_by_others, why_not
 from smartsched.core.state import State
+from smartsched.core.users import job_of, users_words
 
 Word = Literal["FREE", "BUSY", "UNKNOWN", "OURS"]
 
@@ -37,7 +39,15 @@ class GpuRow:
     strangers_memory_bytes: int | None
     utilization_mean_percent: float | None  # None: not reported
     utilization_max_percent: int | None
+    utilization_now_percent: int | None  # in its last sample
     processes: tuple[GpuProcess, ...]
+    claim: str  # whose, other than our own: "claimed by alice (run night)"; "": nobody's
+
+    @property
+    def memory_words(self) -> str:
+        if self.memory_used_bytes is None or self.memory_total_bytes is None:
+            return "?"
+        return f"{words.size(self.memory_used_bytes)} / {words.size(self.memory_total_bytes)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,14 @@ def gpu_rows(state: State, now: Timestamp) -> tuple[GpuRow, ...]:
     return tuple(_row(state, key, watch, now) for key, watch in state.in_order())
 
 
+def who_and_why_not(row: GpuRow) -> tuple[str, str]:
+    """Who uses it and has claimed it, and why it is not free; "" where there is nothing to say."""
+    who = [users_words(row.processes)] if row.processes else []
+    if row.claim and row.claim not in row.reasons:
+        who.append(words.printable(row.claim))
+    return ", ".join(who), words.printable("; ".join(row.reasons))
+
+
 def _row(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> GpuRow:
     latest = watch.latest
     sample = latest if isinstance(latest, GpuSample) else None
@@ -79,6 +97,7 @@ def _row(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> GpuRow:
     is_claimed = is_claimed_by_others(state, key, now)
     breaches = verdict.breaches if isinstance(verdict, Busy) else ()
     reasons = breach_words(breaches, watch.taken_at)
+    refusal = state.refused.get(key)
     return GpuRow(
         key=key,
         label=label(latest),
@@ -100,7 +119,9 @@ def _row(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> GpuRow:
         strangers_memory_bytes=watch.use.memory_bytes if sample and watch.use else None,
         utilization_mean_percent=over_window[0] if over_window else None,
         utilization_max_percent=over_window[1] if over_window else None,
+        utilization_now_percent=watch.utilization[-1][1] if over_window else None,
         processes=sample.processes if sample else (),
+        claim=refusal.why if refusal is not None else "",
     )
 
 
@@ -169,6 +190,8 @@ def _gpu_json(row: GpuRow) -> dict[str, object]:
         "strangers_memory_bytes": row.strangers_memory_bytes,
         "utilization_mean_percent": row.utilization_mean_percent,
         "utilization_max_percent": row.utilization_max_percent,
+        "utilization_now_percent": row.utilization_now_percent,
+        "claim": row.claim or None,
         "processes": [
             {
                 "pid": process.pid,
@@ -176,6 +199,7 @@ def _gpu_json(row: GpuRow) -> dict[str, object]:
                 "user": process.user,
                 "command": process.command,
                 "memory_bytes": process.memory_bytes,
+                "job": job_of(process),
             }
             for process in row.processes
         ],

@@ -23,3 +23,10 @@ def tag_in(environment: Mapping[str, str]) -> str | None:
     """The tag in an environment; None: it belongs to no run."""
     values = [environment.get(name, "") for name in VARIABLES]
     return "/".join(values) if all(values) else None
+
+
+def job_words(tag: str) -> str:
+    """ "night.4f2a/3/1" -> "job 3 of run night" """
+    run_id, _, rest = tag.partition("/")
+    job = rest.partition("/")[0]
+    return f"job {job} of run {run_id.rpartition('.')[0] or run_id}"

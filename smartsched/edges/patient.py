@@ -41,6 +41,10 @@ class PatientStream(io.TextIOBase):
             self._unwritten += data
         return len(text)
 
+    def is_behind(self) -> bool:
+        """Whether something that was written has not been taken yet."""
+        return bool(self._unwritten)
+
     def flush(self) -> None:
         """As much as is taken without waiting."""
         while self._unwritten and not self._gone and self._is_taken(0):

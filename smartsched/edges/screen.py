@@ -6,20 +6,20 @@ Imported only when shown. Nothing that others wrote (commands, names) is taken f
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, TextIO
+from typing import Literal, Protocol, TextIO
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console, Group, RenderableType
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from smartsched.core import words
 from smartsched.core.footprint import Footprint
-from smartsched.core.freeness import describe
-from smartsched.core.model import GpuProcess, Run, Running, Stopping, Timestamp
+from smartsched.core.model import Run, Running, Stopping, Timestamp
 from smartsched.core.standing import why_none_is_free
 from smartsched.core.state import Closing, State
 from smartsched.core.survey import GpuRow, Survey, gpu_rows
+from smartsched.core.users import process_words
 
 _STYLES = {"FREE": "green", "BUSY": "red", "UNKNOWN": "yellow", "OURS": "cyan"}
 _TONES = {"plain": "", "good": "green", "bad": "red", "notice": "yellow"}
@@ -27,6 +27,7 @@ _SHORTEST_REFRESH_SECONDS = 0.2
 _ELAPSED_EVERY_SECONDS = 1.0
 _DRAWING_SHARE = 0.004
 _WIDTH_OF_PIPES = 1000
+_MOST_LINES_OF_WAITING = 4
 
 
 def print_survey(found: Survey, notes: Sequence[str], *, color: bool) -> None:
@@ -40,7 +41,7 @@ def print_shapes(shapes: Sequence[tuple[str, Footprint, float]]) -> None:
 
 
 def _print(draw: Callable[[Console], None], *, color: bool) -> None:
-    console = _console(sys.stdout, color=color)
+    console = console_on(sys.stdout, color=color)
     with console.capture() as capture:
         draw(console)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
@@ -71,7 +72,7 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def _console(stream: TextIO, *, color: bool) -> Console:
+def console_on(stream: TextIO, *, color: bool) -> Console:
     return _Console(
         file=stream,
         width=None if stream.isatty() else _WIDTH_OF_PIPES,
@@ -95,7 +96,7 @@ def _survey_table(rows: Sequence[GpuRow]) -> Table:
         table.add_row(
             row.label,
             Text(words.printable(row.name)),
-            _memory(row),
+            row.memory_words,
             _utilization(row),
             Text(row.word, _STYLES[row.word]),
             _details(row),
@@ -123,19 +124,10 @@ def _shape_table(shapes: Sequence[tuple[str, Footprint, float]]) -> Table:
 
 def _details(row: GpuRow) -> Text:
     lines = [Text(words.printable(reason)) for reason in row.reasons]
-    lines += [Text(_user_of(process), "dim") for process in row.processes]
+    if row.claim and row.claim not in row.reasons:
+        lines.append(Text(words.printable(row.claim)))
+    lines += [Text(process_words(process), "dim") for process in row.processes]
     return Text("\n").join(lines)
-
-
-def _user_of(process: GpuProcess) -> str:
-    kind = "" if process.kind == "compute" else f", {process.kind}"
-    return f"used by {describe(process)} (pid {process.pid}{kind})"
-
-
-def _memory(row: GpuRow) -> str:
-    if row.memory_used_bytes is None or row.memory_total_bytes is None:
-        return "?"
-    return f"{words.size(row.memory_used_bytes)} / {words.size(row.memory_total_bytes)}"
 
 
 def _utilization(row: GpuRow) -> str:
@@ -145,32 +137,58 @@ def _utilization(row: GpuRow) -> str:
     return f"{mean}%" if mean == most else f"{mean}% (max {most}%)"
 
 
+class Canvas(Protocol):
+    """Where lines are drawn in place, with others scrolling by above them. Raises OSError when the
+    terminal is gone."""
+
+    def size(self) -> tuple[int, int]:
+        """Columns and rows."""
+        ...
+
+    def open(self) -> None: ...
+    def show(self, lines: Sequence[str]) -> None: ...
+    def above(self, line: str, width: int) -> None: ...
+    def close(self) -> None: ...
+
+
+def drawn(console: Console, picture: RenderableType, columns: int, rows: int) -> list[str]:
+    """Its lines, with colours and all, none longer than that and not more."""
+    options = console.options.update_dimensions(columns, rows)
+    with console.capture() as capture:
+        for line in console.render_lines(picture, options, pad=False)[:rows]:
+            console.print(Segments([*line, Segment.line()]), soft_wrap=True)
+    return capture.get().splitlines()
+
+
 class LiveView:
     """A View that is redrawn in place, with lines scrolling by above it."""
 
-    def __init__(self, stream: TextIO, *, color: bool, expected_commands: int | None) -> None:
+    def __init__(
+        self, stream: TextIO, canvas: Canvas, *, color: bool, expected_commands: int | None
+    ) -> None:
         """`expected_commands`: how long the list is, roughly; None: nobody knows."""
-        self._console = _console(stream, color=color)
-        self._live = Live(
-            console=self._console, auto_refresh=False, transient=True, redirect_stdout=False
-        )
+        self._console = console_on(stream, color=color)
+        self._canvas = canvas
         self._expected = expected_commands
         self._began: Timestamp | None = None
         self._drawn_at: Timestamp = float("-inf")
         self._draw_at: Timestamp = float("-inf")
         self._happened: tuple[int, ...] = ()
         self._news = True
-        self._live.start()
+        self._guarded(canvas.open)
 
     def line(
         self, at: Timestamp, text: str, tone: Literal["plain", "good", "bad", "notice"]
     ) -> None:
         stamp = time.strftime("%H:%M:%S ", time.localtime(at))
-        self._guarded(
-            lambda: self._console.print(
-                Text(stamp, "dim") + Text(words.printable(text), _TONES[tone])
-            )
-        )
+        said = Text(stamp, "dim") + Text(words.printable(text), _TONES[tone])
+        with self._console.capture() as capture:  # the terminal wraps it, and anew when it changes
+            self._console.print(said, soft_wrap=True)
+        self._guarded(lambda: self._canvas.above(capture.get().rstrip("\n"), said.cell_len))
+
+    def resized(self) -> None:
+        """What is drawn fits no more."""
+        self._drawn_at = self._draw_at = float("-inf")
 
     def refresh(self, state: State, now: Timestamp) -> None:
         if self._began is None:
@@ -183,8 +201,10 @@ class LiveView:
             self._draw_at = due
             return
         began = time.process_time()
-        picture = self._picture(state, now)
-        self._guarded(lambda: self._live.update(picture, refresh=True))
+        columns, rows = self._canvas.size()
+        picture = self._picture(state, now, columns, rows)
+        lines = drawn(self._console, picture, columns, rows - 1)
+        self._guarded(lambda: self._canvas.show(lines))
         # A clock that ticks is worth no more than this share of a core.
         pause = max((time.process_time() - began) / _DRAWING_SHARE, _ELAPSED_EVERY_SECONDS)
         self._drawn_at, self._draw_at, self._news = now, now + pause, False
@@ -193,7 +213,7 @@ class LiveView:
         return self._draw_at
 
     def close(self) -> None:
-        self._guarded(self._live.stop)
+        self._guarded(self._canvas.close)
 
     def _guarded(self, draw: Callable[[], None]) -> None:
         try:
@@ -201,17 +221,16 @@ class LiveView:
         except OSError:  # the terminal is gone; the jobs are not concerned
             self._draw_at = float("inf")
 
-    def _picture(self, state: State, now: Timestamp) -> Group:
-        lines = self._console.size.height - 4
-        table = _live_table(state, now, max(lines, 3))
-        parts: list[Table | Text] = [table, self._counts(state, now)]
+    def _picture(self, state: State, now: Timestamp, columns: int, rows: int) -> Group:
+        below = [self._counts(state, now)]
+        waiting = 0
         if state.queue and not state.runs:  # else the rows say enough
             why = words.printable(why_none_is_free(state, now))
             if why:
-                parts.append(
-                    Text(words.shortened(f"waiting: {why}", 4 * self._console.width), "yellow")
-                )
-        return Group(*parts)
+                most = min(_MOST_LINES_OF_WAITING, max(rows - 6, 1)) * columns
+                below.append(Text(words.shortened(f"waiting: {why}", most), "yellow"))
+                waiting = -(-below[-1].cell_len // columns) + 1  # words do not break just there
+        return Group(_live_table(state, now, max(rows - 4 - waiting, 1)), *below)
 
     def _counts(self, state: State, now: Timestamp) -> Text:
         totals = state.totals

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.harness import Box
+from tests.cli.tmux import OpenTerminal, Terminal, needs_tmux
 from tests.stub_nvml import StubGpu, StubMachine
 
 
@@ -18,3 +19,18 @@ def box(tmp_path: Path, stub_library: Path) -> Iterator[Box]:
     box = Box(folder, machine)
     yield box
     box.close()
+
+
+@pytest.fixture
+def terminal(box: Box) -> Iterator[OpenTerminal]:
+    """Opens terminals, in which the box's user types."""
+    needs_tmux()
+    opened: list[Terminal] = []
+
+    def open_one(columns: int, rows: int) -> Terminal:
+        opened.append(Terminal(box, columns=columns, rows=rows))
+        return opened[-1]
+
+    yield open_one
+    for each in opened:
+        each.close()

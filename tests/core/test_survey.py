@@ -157,6 +157,7 @@ def test_the_survey_is_one_json_object():
             "user": "alice",
             "command": "python train.py",
             "memory_bytes": 43 * GIB,
+            "job": None,
         }
     ]
     assert found["would_start"] == [{"command": "echo 1", "source": "list:1", "gpus": "0"}]
