@@ -122,7 +122,9 @@ class _Screen:
         from smartsched.edges.screen import drawn
 
         found = self._claims.look(self._onlooker)
+        columns, rows = self._canvas.size()
         picture = Watched(
+            height=rows,
             rows=found.rows,
             history=self._history,
             now=self._onlooker.clock.now(),
@@ -131,7 +133,6 @@ class _Screen:
             how_to_end=_HOW_TO_END,
             ascii_only=not _speaks_unicode(),
         )
-        columns, rows = self._canvas.size()
         self._canvas.show(drawn(self._console, picture, columns, rows))
 
     def wait(self) -> None:

@@ -23,7 +23,9 @@ _HEADER_AND_FOOTER = 3
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """The picture as a rich renderable; it fits itself to what it is given."""
+    """The picture as a rich renderable."""
+
+    height: int  # in lines, at most
 
     rows: Sequence[GpuRow]
     history: History
@@ -34,9 +36,9 @@ class Watched:
     ascii_only: bool
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width, height = options.max_width, options.height or options.size.height
+        width = options.max_width
         notes = [Text(words.shortened(f"note: {note}", width), "yellow") for note in self.notes]
-        room = max(height - _HEADER_AND_FOOTER - len(notes), 1)
+        room = max(self.height - _HEADER_AND_FOOTER - len(notes), 1)
         shown = self.rows if len(self.rows) <= room else self.rows[: max(room - 1, 1)]
         parts: list[RenderableType] = [self._title(width), self._table(shown, width)]
         if len(shown) < len(self.rows):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, TextIO
 
 from rich.console import Console, Group, RenderableType
-from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +27,7 @@ _ELAPSED_EVERY_SECONDS = 1.0
 _DRAWING_SHARE = 0.004
 _WIDTH_OF_PIPES = 1000
 _MOST_LINES_OF_WAITING = 4
+_HEADER_AND_ELLIPSIS = 2
 
 
 def print_survey(found: Survey, notes: Sequence[str], *, color: bool) -> None:
@@ -152,12 +152,17 @@ class Canvas(Protocol):
 
 
 def drawn(console: Console, picture: RenderableType, columns: int, rows: int) -> list[str]:
-    """Its lines, with colours and all, none longer than that and not more."""
-    options = console.options.update_dimensions(columns, rows)
-    with console.capture() as capture:
-        for line in console.render_lines(picture, options, pad=False)[:rows]:
-            console.print(Segments([*line, Segment.line()]), soft_wrap=True)
-    return capture.get().splitlines()
+    """Its lines, with colours and all: none longer than that, and not more. Blanks at their ends
+    are left out: terminals that become narrower would wrap them."""
+    options = console.options.update_width(columns)
+    found = []
+    for segments in console.render_lines(picture, options, pad=False)[:rows]:
+        line = Text.assemble(*((text, style or "") for text, style, _ in segments))
+        line.rstrip()
+        with console.capture() as capture:
+            console.print(line, soft_wrap=True, end="")
+        found.append(capture.get())
+    return found
 
 
 class LiveView:
@@ -223,14 +228,14 @@ class LiveView:
 
     def _picture(self, state: State, now: Timestamp, columns: int, rows: int) -> Group:
         below = [self._counts(state, now)]
-        waiting = 0
         if state.queue and not state.runs:  # else the rows say enough
             why = words.printable(why_none_is_free(state, now))
             if why:
                 most = min(_MOST_LINES_OF_WAITING, max(rows - 6, 1)) * columns
                 below.append(Text(words.shortened(f"waiting: {why}", most), "yellow"))
-                waiting = -(-below[-1].cell_len // columns) + 1  # words do not break just there
-        return Group(_live_table(state, now, max(rows - 4 - waiting, 1)), *below)
+        lines = sum(len(text.wrap(self._console, columns)) for text in below)
+        room = rows - 1 - lines - _HEADER_AND_ELLIPSIS
+        return Group(_live_table(state, now, max(room, 1)), *below)
 
     def _counts(self, state: State, now: Timestamp) -> Text:
         totals = state.totals

@@ -13,7 +13,11 @@ import time
 import pytest
 
 from tests.cli.harness import MOMENT, PROGRAM, Box
+from tests.cli.tmux import OpenTerminal, Terminal
+from tests.waiting import wait_until
 
+STAMPED = re.compile(r"\d\d:\d\d:\d\d ")
+A_FRAME = "\x1b[?7l"  # of every picture once
 COLOUR = re.compile(r"\x1b\[[\d;]*3[0-7][\d;]*m")
 
 
@@ -98,3 +102,66 @@ def test_a_dumb_terminal_gets_plain_lines(box: Box):
 
     assert status == 0
     assert "\x1b" not in seen
+
+
+def test_a_dumb_terminal_gets_plain_lines_though_more_is_asked_for(box: Box):
+    listing = str(box.list_of(["true"]))
+
+    status, seen = on_a_terminal(box, *MOMENT, "--progress", listing, env={"TERM": "dumb"})
+
+    assert status == 0
+    assert "\x1b" not in seen
+
+
+def is_whole(screen: list[str], gpus: int) -> bool:
+    """Lines with the time, then one picture: a header, a line for each GPU in order, the counts."""
+    lines = [line for line in screen if line]
+    headers = [number for number, line in enumerate(lines) if line.startswith("GPU ")]
+    if len(headers) != 1:
+        return False
+    above, below = lines[: headers[0]], lines[headers[0] + 1 :]
+    labels = [line.split()[0] for line in below[:gpus]]
+    counts = " ".join(below[gpus:])
+    return (
+        labels == [str(index) for index in range(gpus)]
+        and " done of 500 · " in counts
+        and counts.count(" running") == 1
+        and len(below) <= gpus + 2
+        and not any(" GiB  " in line for line in above)
+    )
+
+
+def becomes_whole(terminal: Terminal) -> None:
+    wait_until(
+        lambda: is_whole(terminal.screen(), 16),
+        f"it shows 16 GPUs once in {terminal.columns} columns",
+        terminal.dump,
+    )
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_it_follows_the_size_of_the_terminal_and_leaves_nothing_behind(
+    box: Box, terminal: OpenTerminal, columns: int
+):
+    """With 16 GPUs and 500 jobs, of which some end at any moment."""
+    listing = box.list_of(["sleep 0.1"] * 100 + ["until test -e go; do sleep 0.1; done"] * 400)
+    shown = terminal(columns, 32)
+    shown.start(
+        "--simulate", "16", "--free-for", "0", "--max-mem", "100%", "--max-util", "100%",
+        "--interval", "200ms", str(listing),
+    )  # fmt: skip
+
+    becomes_whole(shown)
+    for width, height in ((280 - columns, 32), (61, 24), (columns, 32)):
+        shown.resize_and_see(width, height, A_FRAME)
+        becomes_whole(shown)
+    shown.press("C-c", "C-c")
+    shown.shows("ended with 130")
+
+    assert shown.cursor_is_shown()
+    lines = shown.everything()
+    started = [line.split()[2] for line in lines if STAMPED.match(line) and " started on " in line]
+    assert started == [str(number) for number in range(1, len(started) + 1)]
+    assert not any(line.startswith("GPU ") for line in shown.screen())
+    for erases_before_it_draws in ("\x1b[2J", "\x1b[2K", "\r\x1b[J\x1b[?7l"):
+        assert erases_before_it_draws not in shown.written()
