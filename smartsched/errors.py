@@ -1,5 +1,6 @@
 """Every failure smartsched expects, with the exit status it ends in."""
 
+EXIT_NONE_PICKED = 1
 EXIT_USAGE = 2
 EXIT_NONE_FREE = 3
 EXIT_WAIT_TIMED_OUT = 124

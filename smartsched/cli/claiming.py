@@ -13,11 +13,16 @@ from smartsched.edges.claims import FolderClaims, NoClaims
 
 def claims_for(config: Config, warn: Callable[[str], None]) -> FolderClaims | NoClaims:
     """Raises StateError if the folder cannot be used."""
+    files = claim_files_for(config)
+    return NoClaims() if files is None else FolderClaims(files, warn)
+
+
+def claim_files_for(config: Config) -> ClaimFiles | None:
+    """Raises StateError if the folder cannot be used. None: there are no claims."""
     if config.claims is None:
-        return NoClaims()
+        return None
     reader = ClaimReader(tidy_up=True)
-    files = ClaimFiles(_folder(config.claims), reader, run_name=config.run_name)
-    return FolderClaims(files, warn)
+    return ClaimFiles(_folder(config.claims), reader, run_name=config.run_name)
 
 
 class OthersClaims:

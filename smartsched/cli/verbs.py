@@ -21,6 +21,7 @@ VERBS = {
     "runs": "[--json] [--remove RUN... | --prune AGE]",
     "grid": "TEMPLATE -p NAME VALUE... [--n-samples N] [--seed N] | smartsched",
     "gpus": "[--watch] [--json] [OPTIONS]",
+    "pick": "[-n N] [--wait [TIME]] [--hold TIME] [OPTIONS]",
     "shapes": "[--json] [--forget SHAPE... | --forget-all]",
     "sample": "[--interval 1s] [--once]",
 }

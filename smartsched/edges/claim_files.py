@@ -36,6 +36,10 @@ class Reader(Protocol):
         """What a file of ours has to say for others to find out whether we live."""
         ...
 
+    def somebody(self, pid: int) -> Mapping[str, object]:
+        """Likewise, of a child of ours that has it."""
+        ...
+
 
 def default_folder() -> Path:
     """Root's own, and open to all. A folder below it would belong to whoever came first: he could
@@ -117,6 +121,18 @@ class ClaimFiles:
         except OSError as error:
             raise _unusable(self.folder, error) from error
 
+    def hand_over(
+        self, shares: Mapping[GpuKey, tuple[int, Timestamp]], start: Callable[[int, str], int]
+    ) -> int:
+        """Under the lock: leave our file, in which this is claimed, to a process that lives on. It
+        is started by `start`, which is given the open file, to be kept open, and the file's path,
+        to be removed in the end, and gives its pid; so do we. Of what else we claimed, nothing is
+        left. Raises StateError; then it may be that nothing is claimed any more."""
+        try:
+            return self._own.hand_over(self._fd, shares, self.folder, start, self._reader.somebody)
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
+
     def is_listed(self) -> bool:
         """Whether others can still read what we wrote."""
         return self._is_where_others_look() and self._own.is_in(self._fd)
@@ -189,6 +205,24 @@ class _OwnFile:
                 _overwrite(self._fd, self._written)  # there is room for it: it was there
             raise
         self._written = data
+
+    def hand_over(
+        self,
+        folder_fd: int,
+        shares: Mapping[GpuKey, tuple[int, Timestamp]],
+        folder: Path,
+        start: Callable[[int, str], int],
+        describe: Callable[[int], Mapping[str, object]],
+    ) -> int:
+        """Raises OSError."""
+        if not self.is_in(folder_fd):
+            self._make(folder_fd)
+        pid = start(self._fd, str(folder / self._name))
+        self._whose |= describe(pid)
+        self.write(folder_fd, shares)
+        os.close(self._fd)  # the other one's stays open, and locked
+        self._fd = -1
+        return pid
 
     def remove(self, folder_fd: int) -> None:
         if self.is_in(folder_fd):

@@ -83,7 +83,11 @@ class ClaimReader:
 
     def ourselves(self) -> dict[str, object]:
         """What a file of ours has to say for others to find out whether we live."""
-        return {"pid": os.getpid(), "start_ticks": _start_ticks(os.getpid()), "place": _place()}
+        return self.somebody(os.getpid())
+
+    def somebody(self, pid: int) -> dict[str, object]:
+        """Likewise, of a child of ours that has it."""
+        return {"pid": pid, "start_ticks": _start_ticks(pid), "place": _place()}
 
     def complaints(self, folder: Path) -> list[str]:
         """News since the last call. Looks names up, which may take its time."""
