@@ -2,21 +2,9 @@
 on saying so."""
 
 import argparse
-import json
-import sys
-from contextlib import ExitStack
 
-from smartsched.cli.claiming import OthersClaims
-from smartsched.cli.looking import Onlooker
 from smartsched.cli.parser import add_claims, add_gpus, add_no_color, add_source, parse_verb
 from smartsched.cli.verbs import VerbParser
-from smartsched.cli.watching import looks, watch_on_screen
-from smartsched.cli.wiring import check_source
-from smartsched.config import Config, configure, flag, is_dumb_terminal
-from smartsched.core.history import History
-from smartsched.core.survey import Survey, as_json, survey
-from smartsched.core.units import parse_positive_duration
-from smartsched.edges.plain import gpu_lines
 
 _DESCRIPTION = """\
 Show all GPUs: whether each counts as free for a job of yours, and if not, why; who uses it, and
@@ -27,26 +15,15 @@ _EPILOG = """\
 With --watch, q or Ctrl-C ends it. Where stdout is no terminal, or a dumb one, a line for each GPU
 is added at every look instead; with --json, an object a line."""
 
-# Bars are drawn of ten looks at least, however short the window is.
-_LEAST_INTERVALS_SHOWN = 10
-
 
 def main(words: list[str]) -> int:
-    args = parse_verb(build_parser(), words)
-    config = configure(args, "gpus")
-    history = History(_span(args, config), config.policy.interval_seconds)
-    check_source(args)
-    with ExitStack() as stack:
-        onlooker = Onlooker(config, history.see)
-        stack.callback(onlooker.close)
-        if args.watch:
-            return _watch(stack, onlooker, config, history, as_objects=args.json)
-        state = onlooker.begin()
-        onlooker.watch_for_the_window()
-        now = onlooker.clock.now()
-        OthersClaims(config, _complain).see(state, now)
-        _show(survey(state, now), config, as_object=args.json)
-    return 0
+    parser = build_parser()
+    args = parse_verb(parser, words)
+    if args.history is not None and not args.watch:
+        parser.error("--history goes with --watch")
+    from smartsched.cli.showing import show
+
+    return show(args)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,42 +42,3 @@ def build_parser() -> argparse.ArgumentParser:
     add_source(others)
     add_no_color(others)
     return parser
-
-
-def _span(args: argparse.Namespace, config: Config) -> float:
-    """Of what is drawn, in seconds."""
-    if args.history is not None:
-        return flag("--history", parse_positive_duration, args.history)
-    policy = config.policy
-    least = _LEAST_INTERVALS_SHOWN * policy.interval_seconds
-    return max(policy.thresholds.free_for_seconds, least)
-
-
-def _show(found: Survey, config: Config, *, as_object: bool) -> None:
-    if as_object:
-        print(json.dumps(as_json(found, config.policy, config.notes), indent=2))
-        return
-    from smartsched.edges.screen import print_survey
-
-    print_survey(found, config.notes, color=config.color)
-
-
-def _complain(text: str) -> None:
-    print(f"smartsched: {text}", file=sys.stderr)
-
-
-def _watch(
-    stack: ExitStack, onlooker: Onlooker, config: Config, history: History, *, as_objects: bool
-) -> int:
-    """Until somebody wants no more; the exit status."""
-    if not as_objects and sys.stdout.isatty() and not is_dumb_terminal():
-        return watch_on_screen(stack, onlooker, config, history)
-    try:
-        for found in looks(onlooker, config, _complain):
-            if as_objects:
-                print(json.dumps(as_json(found, config.policy, config.notes)), flush=True)
-            else:
-                print("\n".join(gpu_lines(found.rows, onlooker.clock.now())), flush=True)
-    except KeyboardInterrupt:
-        pass
-    return 0

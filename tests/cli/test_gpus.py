@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import subprocess
 
 import pytest
 
-from tests.cli.harness import MOMENT, Box
+from tests.cli.harness import MOMENT, PROGRAM, Box
 from tests.cli.test_dry_run import row
 from tests.stub_nvml import GIB, stranger_process
 from tests.waiting import wait_until
@@ -97,7 +98,8 @@ def test_claims_that_cannot_be_read_are_said_once_and_watching_goes_on(box: Box)
     ("args", "words"),
     [
         (("--gpus", "7"), "there is no GPU 7"),
-        (("--history", "0"), "--history: '0' leaves no time"),
+        (("--watch", "--history", "0"), "--history: '0' leaves no time"),
+        (("--history", "1m"), "--history goes with --watch"),
         (("--max-mem", "much"), "--max-mem"),
         (("--polite",), "unrecognized arguments: --polite"),
         (("--simulate", "0"), "--simulate: '0'"),
@@ -114,10 +116,6 @@ def test_what_cannot_be_is_one_clear_line(box: Box, args: tuple[str, ...], words
 def test_a_reader_who_has_seen_enough_ends_it_without_a_word(box: Box):
     reading, writing = os.pipe()
     os.close(reading)
-    import subprocess
-
-    from tests.cli.harness import PROGRAM
-
     done = subprocess.run(
         [*PROGRAM, "gpus", "--watch", *MOMENT], env=box.env, stdout=writing, stderr=subprocess.PIPE,
         check=False, timeout=60, cwd=box.folder,

@@ -202,7 +202,7 @@ def test_claims_that_somebody_has_locked_for_ever_are_no_reason_to_wait_for_ever
     os.close(fd)
 
     assert done.status == 1
-    assert "the claims of this box are locked by somebody" in done.err
+    assert done.err.endswith(f"the claims of this box are locked by somebody ({folder})\n")
     assert time.monotonic() - began < 30
 
 
