@@ -100,3 +100,19 @@ def test_a_dumb_terminal_gets_lines_without_colour_or_movement(terminal: OpenTer
     assert "\x1b" not in shown.written()
     shown.press("C-c")
     shown.shows("ended with 0")
+
+
+def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(terminal: OpenTerminal):
+    shown = terminal(80, 24)
+    shown.start(*PRETENDED)
+    becomes_whole(shown, 16)
+
+    os.kill(shown.pid(), signal.SIGTSTP)
+    wait_until(lambda: not shown.is_on_other_screen(), "it lets go", shown.dump)
+    assert shown.cursor_is_shown()
+    os.kill(shown.pid(), signal.SIGCONT)
+
+    becomes_whole(shown, 16)
+    assert not shown.cursor_is_shown()
+    shown.press("q")
+    shown.shows("ended with 0", "icanon")
