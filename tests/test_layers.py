@@ -103,7 +103,10 @@ def test_ports_and_loop_know_no_device_or_file(path: Path):
 
 @pytest.mark.parametrize(
     ("module", "owners"),
-    [("pynvml", {"edges/nvml.py"}), ("rich", {"edges/screen.py", "edges/tables.py", "edges/gpu_watch.py"})],
+    [
+        ("pynvml", {"edges/nvml.py"}),
+        ("rich", {"edges/screen.py", "edges/tables.py", "edges/gpu_watch.py"}),
+    ],
 )
 def test_a_package_with_an_owner_is_imported_by_nobody_else(module: str, owners: set[str]):
     assert {name_of(path) for path in MODULES if module in outsiders(path)} == owners
