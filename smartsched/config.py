@@ -16,6 +16,7 @@ from smartsched.core.policy import Policy
 from smartsched.core.preference import Preference, parse_preference
 from smartsched.core.selection import Selection, parse_ids
 from smartsched.core.strangers import Ignored
+from smartsched.core.tag import HOOK_VARIABLE, VARIABLES
 from smartsched.core.units import (
     parse_count,
     parse_duration,
@@ -30,6 +31,18 @@ from smartsched.errors import UsageError
 _NICEST = 19
 # Not defaults of the parser: it matters whether the user has said it.
 _GRACE, _YIELD_GRACE = "10s", "2s"
+# What jobs and --on-finish commands are told: it is about the run that they belong to, and says
+# nothing of one that they begin.
+SET_BY_US = frozenset(
+    {HOOK_VARIABLE, *VARIABLES}
+    | {
+        f"SMARTSCHED_{name}"
+        for name in (
+            "ATTEMPTS", "COMMAND", "DIRECTORY", "EXIT_STATUS", "GPUS", "GPU_UUIDS", "LOG", "NAME",
+            "OUTCOME", "RUN", "SECONDS", "SIGNAL", "STARTED_AT",
+        )
+    }
+)  # fmt: skip
 T = TypeVar("T")
 OutputMode = Literal["log", "tag", "raw"]
 
@@ -147,6 +160,9 @@ def _of_no_effect(args: argparse.Namespace, policy: Policy) -> Iterator[str]:
         )
     if args.claims is not None and (args.simulate is not None or args.replay is not None):
         yield "--claims goes with real GPUs: pretend ones are nobody else's"
+def variables() -> dict[str, str]:
+    """What the environment says to us or of us."""
+    return {name: text for name, text in os.environ.items() if name.startswith("SMARTSCHED_")}
 
 
 def _packing(args: argparse.Namespace) -> dict[str, Any]:

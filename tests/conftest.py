@@ -36,6 +36,7 @@ def isolated(
         (tmp_path / name).mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / ".config"))
     monkeypatch.chdir(tmp_path / "here")
     for name in list(os.environ):
         if name.startswith("SMARTSCHED_") or name in ("CUDA_VISIBLE_DEVICES", "NO_COLOR"):

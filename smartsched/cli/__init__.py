@@ -1,12 +1,13 @@
 """The command line: parses, dispatches, and turns errors into exit statuses in one place."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
 from smartsched.cli.verbs import VERBS, verb
-from smartsched.errors import EXIT_INTERRUPTED, EXIT_OTHER, EXIT_USAGE, SmartschedError
+from smartsched.errors import EXIT_INTERRUPTED, EXIT_OTHER, EXIT_USAGE, SmartschedError, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +37,17 @@ def _dispatch(words: list[str]) -> int:
     from smartsched.cli.parser import parse
 
     args = parse(words)
+    try:
+        return _main_job(args, words)
+    except UsageError as error:
+        if args.resume is not None:
+            raise  # a run has its options from its beginning
+        from smartsched.cli.settings import blamed
+
+        raise blamed(error, args.settings) from error
+
+
+def _main_job(args: argparse.Namespace, words: list[str]) -> int:
     if args.dry_run:
         from smartsched.cli import dry_run
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from smartsched.cli.claiming import OthersClaims
 from smartsched.cli.host import this_host
+from smartsched.cli.limits import settle
 from smartsched.cli.looking import Onlooker
 from smartsched.cli.session import state_folder
 from smartsched.cli.wiring import check_source, new_run_name
-from smartsched.config import Config, configure
+from smartsched.config import Config
 from smartsched.core import words
 from smartsched.core.apply import apply
 from smartsched.core.events import JobAccepted
@@ -32,7 +33,7 @@ _SILENCE_SECONDS = 0.5
 
 
 def main(args: argparse.Namespace) -> int:
-    config = configure(args, new_run_name())
+    config = settle(args, new_run_name())
     check_source(args)
     onlooker = Onlooker(config)
     try:

@@ -3,11 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from smartsched import __version__
 from smartsched.cli.verbs import usage_lines
 from smartsched.errors import EXIT_USAGE
+
+if TYPE_CHECKING:
+    from smartsched.cli.settings import Settings
 
 _USAGE = f"""\
 smartsched [OPTIONS] < commands.txt
@@ -56,8 +59,12 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Exits with 0 after --help and --version, with 2 on what cannot be parsed."""
+    from smartsched.cli import settings
+
     options, command = _split_off_command(list(words))
-    args = build_parser().parse_args(_join_gpu_ids(options))
+    parser = build_parser()
+    flags = given(parser, options)
+    args = _layered(parser, settings.read(parser), {}, flags)
     args.command = command
     if command is not None and args.files:
         build_parser().error("give either FILEs or -- COMMAND, not both")
@@ -65,6 +72,43 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     _check_resume(args)
     _make_absolute(args)
     return args
+
+
+def given(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
+    """The options that these words name, and nothing of the others. Exits as `parse` does."""
+    unset = object()
+    lists = {a.dest for a in parser._actions if isinstance(a, argparse._AppendAction)}
+    start = {a.dest: None if a.dest in lists else unset for a in parser._actions}
+    args = parser.parse_args(_join_gpu_ids(list(words)), argparse.Namespace(**start))
+    return {
+        name: value
+        for name, value in vars(args).items()
+        if value is not unset and (value is not None or name not in lists)
+    }
+
+
+def _layered(
+    parser: argparse.ArgumentParser,
+    settings: "Settings",
+    before: dict[str, Any],
+    flags: dict[str, Any],
+) -> argparse.Namespace:
+    """Options by what is set, what they were before, and by flags: the later wins."""
+    from smartsched.cli.settings import rivals
+
+    lower = parser_defaults(parser)
+    for values in (settings.values(), before, flags):
+        for name, value in values.items():
+            if value:
+                lower |= {rival: parser.get_default(rival) for rival in rivals(parser, name)}
+        lower |= values
+    overruled = {*before, *flags}.union(*(rivals(parser, name) for name in (*before, *flags)))
+    return argparse.Namespace(**lower, settings=settings.without(overruled))
+
+
+def parser_defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The options where nobody says anything."""
+    return vars(parser.parse_args([]))
 
 
 def _join_resume(args: argparse.Namespace) -> None:
@@ -108,45 +152,45 @@ def _make_absolute(args: argparse.Namespace) -> None:
 # What belongs to one invocation, not to the run.
 _NOT_REMEMBERED = {
     "files", "command", "resume", "resume_failed", "no_adopt", "assume_gone", "name", "state",
-    "dry_run", "json", "progress", "quiet", "verbose", "no_color",
+    "dry_run", "json", "progress", "quiet", "verbose", "no_color", "settings",
 }  # fmt: skip
-
-
-# Of which one can be given; a remembered one gives way to its opposite that is given now.
-_EXCLUDE_EACH_OTHER = {
-    "claims": "no_claims", "no_claims": "claims", "simulate": "replay", "replay": "simulate",
-}  # fmt: skip
+# What belongs to the box, unless a flag says so: its dispatchers have to agree on it now.
+_OF_THE_BOX = {"claims", "no_claims"}
 
 
 def remembered(args: argparse.Namespace) -> str:
     """What a later --resume goes by: the options other than by default, as a JSON object."""
     import json
 
-    defaults = vars(build_parser().parse_args([]))
-    _make_absolute(given := argparse.Namespace(**defaults))
+    defaults = argparse.Namespace(**parser_defaults(build_parser()))
+    _make_absolute(defaults)
+    of_the_box = _OF_THE_BOX & args.settings.by_option.keys()
     chosen = {
         name: value
         for name, value in vars(args).items()
-        if name not in _NOT_REMEMBERED and (value != vars(given).get(name) or name == "logs")
+        if name not in _NOT_REMEMBERED | of_the_box
+        and (value != vars(defaults).get(name) or name == "logs")
     }
     return json.dumps(chosen, sort_keys=True)
 
 
 def parse_again(words: Sequence[str], options: str) -> argparse.Namespace:
-    """The same words as before, with these remembered options where they say nothing."""
+    """The same words as before, with these remembered options where they say nothing. What is set
+    in files and in the environment was looked at when the run began: by now it counts for what
+    belongs to this invocation, or to the box."""
     import json
+
+    from smartsched.cli import settings
 
     options_given, _ = _split_off_command(list(words))
     parser = build_parser()
-    given = vars(parser.parse_args(_join_gpu_ids(options_given)))
-    overruled = {name for name, other in _EXCLUDE_EACH_OTHER.items() if given[other]}
     known = {
         name: value
         for name, value in json.loads(options).items()
-        if name in given and name not in _NOT_REMEMBERED | overruled
+        if name in parser_defaults(parser) and name not in _NOT_REMEMBERED
     }
-    parser.set_defaults(**known)
-    args = parser.parse_args(_join_gpu_ids(options_given))
+    of_now = settings.read(parser).only(_NOT_REMEMBERED | _OF_THE_BOX)
+    args = _layered(parser, of_now, known, given(parser, options_given))
     args.command = None
     _join_resume(args)
     _make_absolute(args)

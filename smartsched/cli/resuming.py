@@ -13,9 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from smartsched.cli.host import this_host, this_place
+from smartsched.cli.limits import settle
 from smartsched.cli.parser import LATEST, parse_again, remembered
 from smartsched.cli.session import Session, copies_in, open_journal, runs_of, window_for
-from smartsched.config import Config, configure
+from smartsched.config import Config
 from smartsched.core.apply import apply
 from smartsched.core.events import (
     ListReplaced,
@@ -81,7 +82,7 @@ def resume(
         os.chdir(past.began.directory)
     except OSError as error:
         raise StateError(f"cannot go to {past.began.directory}: {error.strerror}") from error
-    config = configure(again, name, past.began.id)
+    config = settle(again, name, past.began.id)
     session = Session(
         again,
         config,

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from smartsched.cli.dispatch import dispatch
+from smartsched.cli.limits import settle
 from smartsched.cli.resuming import is_done, resume
 from smartsched.cli.session import begin
 from smartsched.cli.wiring import check_source, new_run_name
-from smartsched.config import Config, configure, inherited_gpus
+from smartsched.config import Config, inherited_gpus
 from smartsched.core.model import Exited, Killed
 from smartsched.core.state import Closing, State
 from smartsched.core.words import count
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         if args.resume is not None:
             return _main_resumed(stack, args, words, clock, waiter)
         name = new_run_name() if args.name is None else parse_run_name(args.name)
-        config = configure(args, name, f"{name}.{os.urandom(6).hex()}")
+        config = settle(args, name, f"{name}.{os.urandom(6).hex()}")
         args.gpus = inherited_gpus(args) or args.gpus
         check_source(args)
         inputs = _open_inputs(config)

@@ -154,8 +154,11 @@ def runs_of(args: argparse.Namespace) -> Runs:
 
 
 def state_folder(args: argparse.Namespace) -> Path:
-    if args.state is not None:
-        return Path(args.state)
+    from smartsched.cli.settings import setting_of
+
+    chosen = args.state if args.state is not None else setting_of("state")
+    if chosen is not None:
+        return Path(chosen).expanduser().absolute()
     import platformdirs
 
     return platformdirs.user_state_path("smartsched", appauthor=False)
