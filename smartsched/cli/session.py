@@ -159,6 +159,11 @@ def state_folder(args: argparse.Namespace) -> Path:
     chosen = args.state if args.state is not None else setting_of("state")
     if chosen is not None:
         return Path(chosen).expanduser().absolute()
+    return default_state()
+
+
+def default_state() -> Path:
+    """Where nobody says anything else."""
     import platformdirs
 
     return platformdirs.user_state_path("smartsched", appauthor=False)

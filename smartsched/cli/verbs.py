@@ -23,6 +23,7 @@ VERBS = {
     "gpus": "[--watch] [--json] [OPTIONS]",
     "pick": "[-n N] [--wait [TIME]] [--hold TIME] [OPTIONS]",
     "shapes": "[--json] [--forget SHAPE... | --forget-all]",
+    "doctor": "[--json]",
     "config": "[--json] [OPTIONS]",
     "sample": "[--interval 1s] [--once]",
 }

@@ -9,7 +9,7 @@ from smartsched.cli import settings
 from smartsched.cli.limits import limited
 from smartsched.cli.parser import build_parser, parse, parse_again, remembered
 from smartsched.cli.settings import File, Settings, blamed, merged
-from smartsched.config import configure
+from smartsched.config import SET_BY_US, configure
 from smartsched.core.hours import parse_cap, words
 from smartsched.core.policy import Policy
 from smartsched.errors import UsageError
@@ -215,7 +215,7 @@ def test_an_empty_variable_says_nothing():
 
 def test_what_a_job_is_told_is_no_option():
     """A job may run smartsched itself."""
-    told = dict.fromkeys(settings.SET_BY_US, "7")
+    told = dict.fromkeys(SET_BY_US, "7")
 
     assert merged(build_parser(), [], told).values() == {}
 
