@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from smartsched.cli import completion
 from smartsched.cli.verbs import VERBS, verb
 from smartsched.errors import EXIT_INTERRUPTED, EXIT_OTHER, EXIT_USAGE, SmartschedError, UsageError
 
@@ -13,6 +14,8 @@ from smartsched.errors import EXIT_INTERRUPTED, EXIT_OTHER, EXIT_USAGE, Smartsch
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one invocation; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if completion.is_asked():
+        completion.complete()
     _open_standard_streams()
     try:
         status = _dispatch(words)

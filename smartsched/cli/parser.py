@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smartsched import __version__
+from smartsched.cli.completion import SHELLS
 from smartsched.cli.verbs import usage_lines
 from smartsched.errors import EXIT_USAGE
 
@@ -55,6 +56,23 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"smartsched: {message}; see smartsched --help", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints, and exits with 0."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        from smartsched.cli.completion import script
+
+        del namespace, option_string
+        print(script(values))
+        parser.exit()
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -549,6 +567,13 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add_no_color(group)
     add("-h", "--help", action="help", help="show this and exit")
     add("--version", action="version", version=f"smartsched {__version__}")
+    add(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        default=argparse.SUPPRESS,
+        help='print what makes the shell complete; in ~/.bashrc: eval "$(smartsched --print-completion bash)"',
+    )
 
 
 def add_no_color(group: argparse._ActionsContainer) -> None:
