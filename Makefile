@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := 4,seed=2 --free-for 2s
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: check test demo format lint types soak gpu bench bench-decisions help
+.PHONY: check test demo format man lint types soak gpu bench bench-decisions help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -30,6 +30,10 @@ check: $(INSTALLED) lint types test  ## what a change has to pass
 format: $(INSTALLED)  ## bring the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+man: $(INSTALLED)  ## bring the manual up to date with the options
+	$(BIN)/python man/make.py > man/smartsched.1.new
+	@mv man/smartsched.1.new man/smartsched.1
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -572,7 +572,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         action=_PrintCompletion,
         choices=SHELLS,
         default=argparse.SUPPRESS,
-        help='print what makes the shell complete; in ~/.bashrc: eval "$(smartsched --print-completion bash)"',
+        help="print what makes the shell complete; in ~/.bashrc:"
+        ' eval "$(smartsched --print-completion bash)"',
     )
 
 
