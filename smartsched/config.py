@@ -225,7 +225,9 @@ def _checkpoint_signal(name: str | None) -> int | None:
     except KeyError:
         raise UsageError(f"--checkpoint-signal: there is no signal {name!r}; try USR1") from None
     if signum in (signal.SIGKILL, signal.SIGSTOP):
-        raise UsageError(f"--checkpoint-signal: no job can save its state on {signum.name}")
+        raise UsageError(
+            f"--checkpoint-signal: no job can save its state on {signum.name}; try USR1"
+        )
     return signum
 
 
@@ -302,7 +304,9 @@ def _shell(asked: str | None) -> str:
     if asked is not None:
         found = shutil.which(asked)
         if found is None:
-            raise UsageError(f"--shell: {asked} is not there or cannot be executed")
+            raise UsageError(
+                f"--shell: {asked} is not there or cannot be executed; name one such as /bin/sh"
+            )
         return os.path.abspath(found)
     return shutil.which("bash") or "/bin/sh"
 

@@ -40,6 +40,7 @@ def _dispatch(words: list[str]) -> int:
     from smartsched.cli.parser import parse
 
     args = parse(words)
+    _check_spelling(args, words)
     try:
         return _main_job(args, words)
     except UsageError as error:
@@ -48,6 +49,19 @@ def _dispatch(words: list[str]) -> int:
         from smartsched.cli.settings import blamed
 
         raise blamed(error, args.settings) from error
+
+
+def _check_spelling(args: argparse.Namespace, words: list[str]) -> None:
+    """A list that is not there may be a verb that was mistyped."""
+    if not words or words[0] not in args.files[:1] or os.path.lexists(words[0]):
+        return
+    from difflib import get_close_matches
+
+    if meant := get_close_matches(words[0], VERBS, 1, 0.75):
+        raise UsageError(
+            f"there is no file {words[0]!r}: do you mean smartsched {meant[0]}?"
+            " (to run a command, write -- before it)"
+        )
 
 
 def _main_job(args: argparse.Namespace, words: list[str]) -> int:

@@ -344,7 +344,9 @@ def _change_to(folder: str) -> None:
     try:
         os.chdir(folder)
     except OSError as error:
-        raise UsageError(f"--wd: cannot go to {folder}: {error.strerror}") from error
+        raise UsageError(
+            f"--wd: cannot go to {folder}: {error.strerror}; name another folder"
+        ) from error
 
 
 def _log_folder(session: Session) -> str | None:

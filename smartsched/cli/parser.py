@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from smartsched import __version__
 from smartsched.cli.completion import SHELLS
-from smartsched.cli.verbs import usage_lines
+from smartsched.cli.verbs import usage_lines, what_to_do
 from smartsched.errors import EXIT_USAGE
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ LATEST = ""
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"smartsched: {message}; see smartsched --help", file=sys.stderr)
+        print(f"smartsched: {message}{what_to_do(self, message)}", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
 
@@ -221,7 +221,7 @@ def _split_off_command(words: list[str]) -> tuple[list[str], str | None]:
     position = words.index("--")
     argv = words[position + 1 :]
     if not argv:
-        build_parser().error("there is no command after --")
+        build_parser().error("there is no command after --: write it there")
     import shlex
 
     return words[:position], as_bytes_see_it(shlex.join(argv))

@@ -41,6 +41,8 @@ from smartsched.edges.spool import Spool
 from smartsched.errors import JournalDamagedError, StateError, UsageError
 from smartsched.ports import FdWatcher, Intake
 
+_NO_RUNS = "none is remembered; if they are elsewhere, name that place with --state DIR"
+
 
 @dataclass(slots=True)
 class _Past:
@@ -81,7 +83,10 @@ def resume(
     try:
         os.chdir(past.began.directory)
     except OSError as error:
-        raise StateError(f"cannot go to {past.began.directory}: {error.strerror}") from error
+        raise StateError(
+            f"cannot go to {past.began.directory}, where the run began: {error.strerror}; go on"
+            " with it where that folder is"
+        ) from error
     config = settle(again, name, past.began.id)
     session = Session(
         again,
@@ -126,7 +131,7 @@ def _which(runs: Runs, args: argparse.Namespace) -> tuple[str, list[str]]:
         if args.resume in names:
             return args.resume, args.files
         if args.resume != "-" and not os.path.exists(args.resume):
-            known = f"; there are {', '.join(names[:5])}" if names else ""
+            known = f"; there are {', '.join(names[:5])}" if names else f"; {_NO_RUNS}"
             raise UsageError(f"--resume: there is no run {args.resume}{known}")
         args.files = [args.resume, *args.files]
     latest, unfinished = _latest(runs, names, failed_too=args.resume_failed)
@@ -147,7 +152,7 @@ def _latest(runs: Runs, names: Sequence[str], *, failed_too: bool) -> tuple[str,
         if isinstance(began, RunBegan) and began.directory == here:
             began_here.append((began.at, name, _has_something_left(records, failed_too=failed_too)))
     if not began_here:
-        known = f"; there are {', '.join(names[:5])}: name one" if names else ""
+        known = f"; there are {', '.join(names[:5])}: name one" if names else f"; {_NO_RUNS}"
         raise UsageError(f"--resume: no run was begun in this folder{known}")
     (_, latest, _), *earlier = sorted(began_here, reverse=True)
     return latest, [name for _, name, is_left in earlier if is_left]
@@ -284,7 +289,7 @@ def _new_list(
         spool = Spool(copies, inputs, names, directory, fds)
         spool.sync()
     except OSError as error:
-        raise StateError(f"cannot keep the list: {error.strerror}") from error
+        raise StateError(f"cannot keep the list: {error.strerror}; make room there") from error
     return spool
 
 

@@ -32,6 +32,8 @@ from smartsched.errors import StateError, UsageError
 from smartsched.loop import QUEUE_WINDOW
 from smartsched.ports import FdWatcher, Intake
 
+_ADVICE = "make room there, or name another place with --state DIR"
+
 
 @dataclass(slots=True)
 class Session:
@@ -107,7 +109,7 @@ def begin(
         raise
     except (OSError, StateError) as error:
         new.discard()
-        raise StateError(f"cannot keep run {name}: {error}") from error
+        raise StateError(f"cannot keep run {name}: {error}; {_ADVICE}") from error
     if why is not None:
         new.discard()
         raise StateError(why)
@@ -173,7 +175,9 @@ def open_journal(folder: RunFolder) -> FileJournal:
     try:
         return FileJournal(partial(folder.open_file, JOURNAL), str(folder.path / JOURNAL))
     except OSError as error:
-        raise StateError(f"cannot open {folder.path / JOURNAL}: {error.strerror}") from error
+        raise StateError(
+            f"cannot open {folder.path / JOURNAL}: {error.strerror}; {_ADVICE}"
+        ) from error
 
 
 def copies_in(folder: RunFolder, lists: int) -> Callable[[int, int], int]:

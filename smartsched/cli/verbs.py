@@ -48,7 +48,7 @@ class VerbParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        raise UsageError(f"{message}{what_to_do(self, message)}")
 
 
 def verb(name: str) -> Verb:
@@ -59,6 +59,18 @@ def verb(name: str) -> Verb:
         f"smartsched.cli.{name}_" if iskeyword(name) else f"smartsched.cli.{name}"
     )
     return cast("Verb", module)
+
+
+def what_to_do(parser: argparse.ArgumentParser, message: str) -> str:
+    """After a parser's complaint: what its first unknown word may have meant, or where to look."""
+    see = f"; see {parser.prog} --help"
+    unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
+    if unknown == message or not unknown.startswith("--"):
+        return see
+    from difflib import get_close_matches
+
+    meant = get_close_matches(unknown, parser._option_string_actions, 1)
+    return f": do you mean {meant[0]}?" if meant else see
 
 
 def usage_lines() -> str:

@@ -129,7 +129,9 @@ def _check_overlaps(parts: list[Part]) -> None:
     )
     for (_, end, one), (first, _, other) in pairwise(spans):
         if first < end:
-            raise UsageError(f"{one} and {other} both say what holds at {_clock(first)}")
+            raise UsageError(
+                f"{one} and {other} both say what holds at {_clock(first)}: end one there"
+            )
 
 
 def _unrolled(part: Part) -> list[tuple[int, int]]:

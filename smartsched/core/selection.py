@@ -75,7 +75,7 @@ def parse_ids(text: str) -> tuple[GpuId, ...]:
         raise UsageError("names no GPU: give ids such as 0,2-3 or GPU-8f6a…")
     for position, gpu_id in enumerate(ids):
         if gpu_id in ids[:position]:
-            raise UsageError(f"names GPU {gpu_id} twice")
+            raise UsageError(f"names GPU {gpu_id} twice: once is enough")
     return tuple(ids)
 
 
@@ -89,9 +89,9 @@ def _parse_part(part: str) -> list[GpuId]:
         raise UsageError(f"{part!r} is no GPU id: give an index, a range such as 0-3, or a UUID")
     first, last = int(found[1]), int(found[2] or found[1])
     if last < first:
-        raise UsageError(f"{part!r} runs backwards")
+        raise UsageError(f"{part!r} runs backwards: write {last}-{first}")
     if last >= _MOST_INDICES:
-        raise UsageError(f"{part!r}: no host has that many GPUs")
+        raise UsageError(f"{part!r}: no host has that many GPUs: see --dry-run")
     return [ByIndex(index) for index in range(first, last + 1)]
 
 
@@ -129,7 +129,9 @@ class Selection:
         check_ids(self.wanted or (), self.wanted_by, readings)
         check_ids(self.excluded, "--exclude", readings)
         if readings and not any(map(self._names, readings)):
-            raise UsageError(f"{self.wanted_by} and --exclude leave no GPU to choose from")
+            raise UsageError(
+                f"{self.wanted_by} and --exclude leave no GPU to choose from: leave one out"
+            )
 
 
 def check_ids(ids: Iterable[GpuId], source: str, readings: Sequence[GpuReading]) -> None:
@@ -140,7 +142,9 @@ def check_ids(ids: Iterable[GpuId], source: str, readings: Sequence[GpuReading])
             raise UsageError(f"{source}: there is no GPU {gpu_id} (there are: {there})")
         if isinstance(gpu_id, ByUuid) and len(named) > 1:
             which = ", ".join(reading.key.uuid for reading in named)
-            raise UsageError(f"{source}: {gpu_id} names {len(named)} GPUs: {which}")
+            raise UsageError(
+                f"{source}: {gpu_id} names {len(named)} GPUs: {which}; write more of it"
+            )
 
 
 def label(reading: GpuReading) -> str:

@@ -26,7 +26,9 @@ def parse_size(text: str) -> int:
         raise UsageError(f"{text!r} is no size: write it as 4GiB or 512MiB")
     size = float(found[1]) * 1024.0 ** _UNITS[found[2].upper()]
     if size > _LARGEST_SIZE:
-        raise UsageError(f"{words.shortened(text, 40)!r} is more than there is anywhere")
+        raise UsageError(
+            f"{words.shortened(text, 40)!r} is more than there is anywhere: write it as 4GiB"
+        )
     return round(size)
 
 
@@ -48,7 +50,7 @@ def parse_duration(text: str) -> float:
         raise UsageError(f"{text!r} is no duration: write it as 10s, 5m or 2h")
     seconds = sum(float(part[1]) * _SECONDS[part[2]] for part in parts)
     if seconds > _LONGEST_SECONDS:
-        raise UsageError(f"{text!r} is longer than a year")
+        raise UsageError(f"{text!r} is longer than a year: 365d is the most")
     return seconds
 
 
@@ -56,7 +58,7 @@ def parse_positive_duration(text: str) -> float:
     """A limit: nothing could be done in no time."""
     seconds = parse_duration(text)
     if seconds <= 0:
-        raise UsageError(f"{text!r} leaves no time for anything")
+        raise UsageError(f"{text!r} leaves no time for anything: give more than that")
     return seconds
 
 
@@ -77,5 +79,5 @@ def parse_positive_count(text: str) -> int:
 
 def parse_count(text: str) -> int:
     if not re.fullmatch(r"\d{1,9}", text.strip(), re.ASCII):
-        raise UsageError(f"{text!r} is no whole number")
+        raise UsageError(f"{text!r} is no whole number: write it as 3")
     return int(text.strip())

@@ -138,7 +138,10 @@ class FootprintFile:
             shape = text if text in known else shape_of(text)
             if shape not in known:
                 what = shortened(printable(text), 200)
-                raise UsageError(f"--forget: nothing was learned of {what}")
+                raise UsageError(
+                    f"--forget: nothing was learned of {what}; `smartsched shapes` shows what is"
+                    " known"
+                )
             forgotten.add(shape)
         with self._told_to() as folder:
             known, _ = self._read(folder)

@@ -31,7 +31,7 @@ def open_inputs(paths: Sequence[str]) -> list[Input]:
         try:
             fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             if stat.S_ISDIR(os.fstat(fd).st_mode):
-                raise UsageError(f"{path} is a folder, not a list of commands")
+                raise UsageError(f"{path} is a folder, not a list of commands: name a file in it")
             if _is_program(fd):
                 raise UsageError(f"{path} is a program, not a list of commands: write -- before it")
         except OSError as error:

@@ -67,7 +67,10 @@ class FileJournal:
                 os.fdatasync(self._fd)
         except OSError as error:
             if os.fstat(self._fd).st_nlink == 0:
-                raise StateError(f"{self._path} is gone: without it nothing is started") from error
+                raise StateError(
+                    f"{self._path} is gone: without it nothing is started; begin anew, with what"
+                    " is left of the list"
+                ) from error
             self._take_back()
             self.is_failing = True
             return f"cannot write {self._path}: {error.strerror}"

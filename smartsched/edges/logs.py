@@ -27,7 +27,9 @@ def open_log(path: str, *, append: bool, option: str) -> int:
     try:
         return os.open(path, flags, 0o666)
     except OSError as error:
-        raise UsageError(f"{option}: cannot write {path}: {error.strerror}") from error
+        raise UsageError(
+            f"{option}: cannot write {path}: {error.strerror}; name another file"
+        ) from error
 
 
 class JobLog:

@@ -64,9 +64,14 @@ def _why_no_driver(nvml: Any, error: Any) -> str:
                 f" ({error}); it takes a reboot or a reload of the module"
             )
         case nvml.NVML_ERROR_NO_PERMISSION:
-            return f"the NVIDIA driver may not be asked from here ({error})"
+            return (
+                f"the NVIDIA driver may not be asked from here ({error}): look who may open"
+                " /dev/nvidia*"
+            )
         case _:
-            return f"the NVIDIA driver does not answer properly ({error})"
+            return (
+                f"the NVIDIA driver does not answer properly ({error}): see whether nvidia-smi does"
+            )
 
 
 class _Questions:
@@ -146,7 +151,7 @@ class NvmlReader:
         except self._nvml.NVMLError as error:
             raise DriverError(_why_no_driver(self._nvml, error)) from error
         if count == 0:
-            raise DriverError("the NVIDIA driver lists no GPU")
+            raise DriverError("the NVIDIA driver lists no GPU: containers need --gpus all")
         return tuple(reading for index in range(count) for reading in self._at(index, only))
 
     def _at(self, index: int, only: Collection[str] | None) -> Iterator[GpuReading]:

@@ -7,6 +7,8 @@ from smartsched.core import codec
 from smartsched.core.model import Observation, Snapshot
 from smartsched.errors import BadSnapshotError, UsageError
 
+_HOW = "record one with smartsched sample > FILE"
+
 
 class Recording:
     """At its own pace; after its end its last snapshot stands still.
@@ -19,7 +21,7 @@ class Recording:
         try:
             self._lines = open(path, "rb")  # noqa: SIM115  # open for as long as it plays
         except OSError as error:
-            raise UsageError(f"--replay: cannot read {path}: {error.strerror}") from error
+            raise UsageError(f"--replay: cannot read {path}: {error.strerror}; {_HOW}") from error
         self._number = 0
         try:
             self._now = self._next()
@@ -29,7 +31,7 @@ class Recording:
             raise
         if self._now is None:
             self.close()
-            raise UsageError(f"--replay: {path} holds no sample")
+            raise UsageError(f"--replay: {path} holds no sample; {_HOW}")
         self._starts_at: float | None = None
 
     def read(self, monotonic_s: float, only: Collection[str] | None) -> Observation:
@@ -67,5 +69,8 @@ class Recording:
         except BadSnapshotError as error:
             if not line.endswith(b"\n"):  # the recording was cut off while it was written
                 return {"whole": False}
-            raise UsageError(f"--replay: {self._path}:{self._number}: {error}") from error
+            place = f"{self._path}:{self._number}"
+            raise UsageError(
+                f"--replay: {place}: {error}; take that line out, or {_HOW}"
+            ) from error
         return fields

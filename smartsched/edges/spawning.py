@@ -93,7 +93,7 @@ class Spawner:
 def _nice_program() -> str:
     found = shutil.which("nice")
     if found is None:
-        raise UsageError("--nice: there is no program `nice` in PATH")
+        raise UsageError("--nice: there is no program `nice` in PATH: leave --nice out")
     return found
 
 

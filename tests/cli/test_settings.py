@@ -1,11 +1,12 @@
 """What is set in files and in the environment: which of them wins, and what is refused."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from smartsched.cli import settings
+from smartsched.cli import main, settings
 from smartsched.cli.limits import limited
 from smartsched.cli.parser import build_parser, parse, parse_again, remembered
 from smartsched.cli.settings import File, Settings, blamed, merged
@@ -326,3 +327,25 @@ def test_limits_that_cannot_be_meant_are_named_with_their_line(
 
     assert str(error.value).startswith(f"{administrators}:2: {why}")
     assert str(error.value).endswith("; tell the administrator of this box")
+
+
+# --- what was mistyped on the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--max-mme", "20%"], "unrecognized arguments: --max-mme: do you mean --max-mem?"),
+        (["--max-mme=20%"], "unrecognized arguments: --max-mme=20%: do you mean --max-mem?"),
+        (["--zzz"], "unrecognized arguments: --zzz; see smartsched --help"),
+        (["sampel"], "there is no file 'sampel': do you mean smartsched sample?"),
+        (["sample", "--onec"], "unrecognized arguments: --onec: do you mean --once?"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_what_may_have_been_meant(
+    words: list[str], why: str, capfd: pytest.CaptureFixture[str]
+):
+    with suppress(SystemExit):
+        assert main(words) == 2
+
+    assert capfd.readouterr().err.startswith(f"smartsched: {why}")

@@ -291,7 +291,10 @@ def test_a_shape_that_is_not_known_is_one_line(box: Box):
     done = box.run("shapes", "--forget", "a", "python \x1b[31m--lr")
 
     assert (done.status, done.out) == (2, "")
-    assert done.err == "smartsched: --forget: nothing was learned of python \\x1b[31m--lr\n"
+    assert done.err == (
+        "smartsched: --forget: nothing was learned of python \\x1b[31m--lr; `smartsched shapes`"
+        " shows what is known\n"
+    )
     assert [row["shape"] for row in shapes(box)] == ["a"]
 
 
