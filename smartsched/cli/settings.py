@@ -147,6 +147,17 @@ def setting_of(name: str) -> str | None:
     return None if setting is None else setting.value
 
 
+def preset(verb: argparse.ArgumentParser) -> Settings:
+    """Let a verb's options that the main command has as well be as they are set. Flags win then.
+    What is set, for `blamed`."""
+    from smartsched.cli.parser import build_parser
+
+    keys = settable(verb)
+    set_for = read(build_parser()).only({action.dest for action in keys.values()})
+    verb.set_defaults(**set_for.values())
+    return set_for
+
+
 def blamed(error: UsageError, settings: Settings) -> UsageError:
     """The same error, led by where the option that it is about was set."""
     about = re.match(r"--([a-z-]+)", str(error))

@@ -9,7 +9,8 @@ import pytest
 from smartsched.cli import main, settings
 from smartsched.cli.limits import limited
 from smartsched.cli.parser import build_parser, parse, parse_again, remembered
-from smartsched.cli.settings import File, Settings, blamed, merged
+from smartsched.cli.settings import File, Settings, blamed, merged, preset
+from smartsched.cli.verbs import VerbParser
 from smartsched.config import SET_BY_US, configure
 from smartsched.core.hours import parse_cap, words
 from smartsched.core.policy import Policy
@@ -244,6 +245,23 @@ def test_variables_that_cannot_be_meant_are_refused(name: str, text: str, why: s
 @pytest.mark.parametrize("name", ["HOME", "VERSION", "PROJECT", "X"])
 def test_variables_of_others_are_left_alone(name: str):
     assert in_environment(**{f"SMARTSCHED_{name}": "1"}).values() == {}
+
+
+# --- verbs that have options of the main command
+
+
+def test_a_verb_can_have_its_options_as_they_are_set(mine: Path):
+    mine.write_text('max-mem = "20%"\nmax-util = "5%"\nretries = 3\n')
+    parser = VerbParser("pick", "")
+    parser.add_argument("--max-mem", default="10%")
+    parser.add_argument("--max-util", default="10%")
+    parser.add_argument("--wait", action="store_true")
+
+    found = preset(parser)
+
+    args = parser.parse_args(["--max-util", "7%"])
+    assert vars(args) == {"max_mem": "20%", "max_util": "7%", "wait": False}
+    assert found.by_option["max_mem"].place == f"{mine}:1"
 
 
 # --- a run that is resumed
