@@ -160,6 +160,8 @@ def _of_no_effect(args: argparse.Namespace, policy: Policy) -> Iterator[str]:
         )
     if args.claims is not None and (args.simulate is not None or args.replay is not None):
         yield "--claims goes with real GPUs: pretend ones are nobody else's"
+
+
 def variables() -> dict[str, str]:
     """What the environment says to us or of us."""
     return {name: text for name, text in os.environ.items() if name.startswith("SMARTSCHED_")}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 
+from smartsched.cli.limits import settle
 from smartsched.cli.parser import build_parser, remembered
-from smartsched.config import configure
 from smartsched.core.model import Timestamp
 from smartsched.core.requests import Answer, SetOptions, Unusable
 from smartsched.core.state import State
@@ -34,6 +34,7 @@ class Desk:
         self._args = args
         self._state = state
         self._name = name
+        self._notes = settle(args, name).notes
 
     def take(self, now: Timestamp) -> Sequence[Request | NewOptions]:
         return [
@@ -48,7 +49,7 @@ class Desk:
         try:
             args, words = changed(self._args, request)
             policy = self._state.policy
-            config = configure(args, self._name, policy.run_id)
+            config = settle(args, self._name, policy.run_id)
             seen = [watch.latest for watch in self._state.gpus.values()]
             if config.policy.preference != policy.preference:
                 config.policy.preference.check(seen)
@@ -56,7 +57,8 @@ class Desk:
             return Unusable(request.id, f"{error}; nothing was changed")
         self._args = args
         new = replace(config.policy, selection=policy.selection)
-        return NewOptions(request.id, remembered(args), new, words)
+        limited = [note for note in config.notes if note not in self._notes]
+        return NewOptions(request.id, remembered(args), new, "; ".join([words, *limited]))
 
 
 def changed(args: argparse.Namespace, request: SetOptions) -> tuple[argparse.Namespace, str]:

@@ -253,11 +253,16 @@ def _join_gpu_ids(words: list[str]) -> list[str]:
 
 
 def parse_verb(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """The words of a verb that takes some of these options (the `add_...` below); of the others,
-    what they are by default. Exits, or raises UsageError, on what cannot be parsed."""
-    defaults = build_parser().parse_args([])
-    defaults.command = None
-    args = parser.parse_args(_join_gpu_ids(list(words)), defaults)
+    """The words of a verb that takes some of these options (the `add_...` below), with what is set
+    for them; of the others, what they are by default. Exits, or raises UsageError, on what cannot
+    be parsed."""
+    from smartsched.cli import settings
+
+    main = build_parser()
+    flags = given(parser, words)
+    set_for = settings.read(main).only({action.dest for action in parser._actions})
+    asked = vars(_layered(parser, set_for, {}, flags))
+    args = argparse.Namespace(**{**parser_defaults(main), "command": None, **asked})
     _join_resume(args)
     _make_absolute(args)
     return args

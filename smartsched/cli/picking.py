@@ -15,8 +15,8 @@ from smartsched.core.actions import Claim, Launch, Refresh, Release
 from smartsched.core.apply import apply
 from smartsched.core.decide import Decision, decide
 from smartsched.core.events import JobAccepted, RunExited, WaitTimedOut
+from smartsched.core.impossible import why_no_job_can_start
 from smartsched.core.model import ClaimRefused, GpuKey, JobSpec, NotStarted, Placement, Timestamp
-from smartsched.core.planning import why_no_job_can_start
 from smartsched.core.sight import hear, let_go
 from smartsched.core.units import parse_positive_count, parse_positive_duration
 from smartsched.edges.claim_files import ClaimFiles
