@@ -10,8 +10,8 @@ from smartsched.cli.looking import Onlooker
 from smartsched.cli.watching import looks, watch_on_screen
 from smartsched.cli.wiring import check_source
 from smartsched.config import Config, configure, flag, is_dumb_terminal
-from smartsched.core.history import History
 from smartsched.core.survey import Survey, as_json, survey
+from smartsched.core.traces import History
 from smartsched.core.units import parse_positive_duration
 from smartsched.edges.plain import gpu_lines
 

@@ -11,9 +11,9 @@ from smartsched.cli.claiming import OthersClaims
 from smartsched.cli.host import this_host
 from smartsched.cli.looking import Onlooker
 from smartsched.config import Config
-from smartsched.core.history import History
 from smartsched.core.model import Timestamp
 from smartsched.core.survey import Survey, survey
+from smartsched.core.traces import History
 from smartsched.edges.patient import PatientStream
 from smartsched.edges.terminal import Canvas, Keys
 from smartsched.errors import StateError

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from smartsched.core import words
-from smartsched.core.history import History, sparkline
 from smartsched.core.model import Timestamp
 from smartsched.core.survey import GpuRow, who_and_why_not
+from smartsched.core.traces import History, sparkline
 
 _STYLES = {"FREE": "green", "BUSY": "red", "UNKNOWN": "yellow", "OURS": "cyan"}
 _NARROW, _WIDE, _WIDEST = 60, 110, 150

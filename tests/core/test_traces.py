@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartsched.core.history import CELLS, History, Trace, sparkline
+from smartsched.core.traces import CELLS, History, Trace, sparkline
 from tests.builders import T0, a_key, a_sample, a_snapshot, history, unreadable
 
 
