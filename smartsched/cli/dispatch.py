@@ -27,6 +27,7 @@ from smartsched.edges.attempts import WRAPPER, Attempts
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.family import Family
 from smartsched.edges.footprints import FootprintFile
+from smartsched.edges.history import HistoryFile
 from smartsched.edges.hooks import Hooks, NoHooks
 from smartsched.edges.inbox import FOLDER as REQUESTS
 from smartsched.edges.inbox import FileInbox
@@ -173,6 +174,7 @@ def _assemble(
                 remarks,
                 *_logs(stack, config, session, warn),
                 *_memory(stack, session, warn),
+                _history(stack, session, clock, warn),
             ]
         ),
     )
@@ -326,6 +328,19 @@ def _memory(stack: ExitStack, session: Session, warn: Warn) -> list[FootprintFil
     }
     stack.callback(file.close)
     return [file]
+
+
+def _history(stack: ExitStack, session: Session, clock: SteadyClock, warn: Warn) -> HistoryFile:
+    """What `smartsched report` shows of other people's use, and of why jobs waited."""
+    folder = session.folder
+    file = HistoryFile(
+        folder.fd,
+        folder.open_file,
+        clock.now,
+        lambda why: warn(f"what is seen of the GPUs cannot be kept for a report: {why}"),
+    )
+    stack.callback(file.close)
+    return file
 
 
 def _hooks(config: Config, warn: Warn) -> Hooks | NoHooks:
