@@ -107,6 +107,7 @@ def test_ports_and_loop_know_no_device_or_file(path: Path):
         ("pynvml", {"edges/nvml.py"}),
         ("rich", {"edges/screen.py", "edges/tables.py", "edges/gpu_watch.py"}),
         ("argcomplete", {"cli/completion.py"}),
+        ("vl_convert", {"edges/pictures.py"}),
     ],
 )
 def test_a_package_with_an_owner_is_imported_by_nobody_else(module: str, owners: set[str]):

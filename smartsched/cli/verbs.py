@@ -22,6 +22,7 @@ VERBS = {
     "grid": "TEMPLATE -p NAME VALUE... [--n-samples N] [--seed N] | smartsched",
     "gpus": "[--watch] [--json] [OPTIONS]",
     "pick": "[-n N] [--wait [TIME]] [--hold TIME] [OPTIONS]",
+    "report": "[RUN] [-o FILE] [--format html|svg|png]",
     "shapes": "[--json] [--forget SHAPE... | --forget-all]",
     "doctor": "[--json]",
     "config": "[--json] [OPTIONS]",

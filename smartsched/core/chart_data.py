@@ -13,6 +13,8 @@ from smartsched.core.shares import SHARES, Share, Span
 
 Rows: TypeAlias = list[dict[str, Any]]
 
+# Behind what became of every other bar on a GPU: neighbours are told apart by it.
+PALER = " "
 SHARE_WORDS: dict[Share, str] = {
     "ours": "our jobs",
     "strangers": "other people",
@@ -64,9 +66,16 @@ def datasets(scene: Scene) -> dict[str, Rows]:
         "utilisation": behind.utilisation(),
         "uses": behind.uses(),
         "waits": _waits(scene),
-        "lines": [{"y": number} for number in range(1, len(scene.gpus) + 1)],
+        "lines": _lines(scene),
         "shares": _shares(scene),
     }
+
+
+def _lines(scene: Scene) -> Rows:
+    """Between the rows; as long as the run, so that all of it is shown."""
+    begin, end = (milliseconds(scene, at) for at in scene.span)
+    end = max(end, begin + 1000)
+    return [{"b": begin, "e": end, "y": number} for number in range(1, len(scene.gpus) + 1)]
 
 
 def _bars(scene: Scene) -> Rows:
@@ -88,7 +97,7 @@ def _bars(scene: Scene) -> Rows:
                     "job": bar.run.job,
                     "attempt": bar.run.attempt,
                     "became": bar.became,
-                    "shade": 1.0 if number % 2 else 0.82,  # neighbours are told apart
+                    "tone": bar.became + PALER * (number % 2),
                     "command": _short(scene.commands.get(bar.run.job, "")),
                     "took": words.duration(end - bar.begin),
                     "how": _how(bar),

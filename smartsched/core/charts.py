@@ -4,7 +4,7 @@ what the GPUs' time went to."""
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from smartsched.core.chart_data import SHARE_WORDS, STRIP_BASE, TOP, Scene, milliseconds
+from smartsched.core.chart_data import PALER, SHARE_WORDS, STRIP_BASE, TOP, Scene
 from smartsched.core.shares import SHARES, Share
 
 Theme: TypeAlias = Literal["light", "dark"]
@@ -16,23 +16,24 @@ _FONT = "system-ui, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-
 _COLORS: dict[Theme, dict[str, str]] = {
     "light": {
         "ink": "#1f2328", "faint": "#59636e", "line": "#d1d9e0", "paper": "#ffffff",
-        "ok": "#2f6fb5", "running": "#74b0e4", "failed": "#c9401f", "tried again": "#a0568f",
-        "gave way": "#cf8a00", "stopped": "#7d8590",
+        "ok": "#2f6fb5", "running": "#74b0e4", "failed": "#c9401f", "tried again": "#c06c9b",
+        "gave way": "#7f56b0", "stopped": "#7d8590",
         "others' memory": "#e9c583", "utilisation": "#8f7a55",
         "ours": "#2f6fb5", "strangers": "#e0a33a", "window": "#f2dfb0", "claimed": "#6fb9a8",
         "capped": "#b692c4", "held": "#dcc4e6", "idle": "#e4e8ec", "unknown": "#59636e",
-        "unwatched": "#f6f8fa",
+        "unwatched": "#f3f0f5",
     },
     "dark": {
         "ink": "#e6edf3", "faint": "#9198a1", "line": "#30363d", "paper": "#0d1117",
-        "ok": "#4d94dd", "running": "#9ccbf5", "failed": "#f0704c", "tried again": "#c583b4",
-        "gave way": "#e3a63a", "stopped": "#8b949e",
+        "ok": "#4d94dd", "running": "#9ccbf5", "failed": "#f0704c", "tried again": "#dd8fb8",
+        "gave way": "#a886d8", "stopped": "#8b949e",
         "others' memory": "#5c4a26", "utilisation": "#b39a6b",
         "ours": "#4d94dd", "strangers": "#c78b2c", "window": "#6b5a33", "claimed": "#3f8a7a",
         "capped": "#8a629b", "held": "#5b4567", "idle": "#2a3138", "unknown": "#b1bac4",
-        "unwatched": "#161b22",
+        "unwatched": "#1b1a21",
     },
 }  # fmt: skip
+_HAIR = 0.001
 _BEHIND = ("others' memory", "utilisation")
 
 
@@ -45,6 +46,7 @@ def timeline(scene: Scene, theme: Theme, width: Width) -> dict[str, Any]:
         "width": width,
         "height": rows * _row_pixels(len(scene.gpus)),
         "padding": 4,
+        "autosize": {"type": "fit-x" if width == "container" else "pad", "contains": "padding"},
         "background": colors["paper"],
         "config": _config(colors),
         "layer": [
@@ -55,27 +57,34 @@ def timeline(scene: Scene, theme: Theme, width: Width) -> dict[str, Any]:
             _waits_layer(colors),
             _lines_layer(colors),
         ],
-        "resolve": {"scale": {"color": "independent", "opacity": "independent"}},
+        "resolve": {
+            "scale": {"color": "independent", "fill": "independent", "stroke": "independent"}
+        },
     }
+
+
+def _is_seen(scene: Scene, share: Share) -> bool:
+    """Whether it is worth a colour: more than a hair's breadth."""
+    least = _HAIR * (scene.span[1] - scene.span[0])
+    return any(scene.shares[gpu.key][share] > least for gpu in scene.gpus)
 
 
 def shares_chart(scene: Scene, theme: Theme, width: Width) -> dict[str, Any]:
     """Likewise."""
     colors = _COLORS[theme]
-    used = [
-        share for share in SHARES if any(scene.shares[gpu.key][share] > 0 for gpu in scene.gpus)
-    ]
+    used = [share for share in SHARES if _is_seen(scene, share)]
     return {
         "$schema": _SCHEMA,
         "width": width,
-        "height": {"step": 20 if len(scene.gpus) > 8 else 26},
+        "height": (len(scene.gpus) + 1) * (20 if len(scene.gpus) > 8 else 26),
         "padding": 4,
+        "autosize": {"type": "fit-x" if width == "container" else "pad", "contains": "padding"},
         "background": colors["paper"],
         "config": _config(colors),
         "data": {"name": "shares"},
         "mark": {"type": "bar", "height": {"band": 0.72}},
         "encoding": {
-            "y": {"field": "gpu", "type": "nominal", "sort": {"field": "order"}, "title": None},
+            "y": {"field": "gpu", "type": "nominal", "sort": _BY_ORDER, "title": None},
             "x": {
                 "field": "share",
                 "type": "quantitative",
@@ -84,7 +93,7 @@ def shares_chart(scene: Scene, theme: Theme, width: Width) -> dict[str, Any]:
                 "axis": {"format": ".0%", "title": None, "tickCount": 5},
             },
             "order": {"field": "place"},
-            "color": _color("use", [SHARE_WORDS[share] for share in used], colors, used),
+            "color": _use_color(used, colors, title=None),
             "tooltip": [
                 {"field": "gpu", "title": "GPU"},
                 {"field": "use", "title": "went to"},
@@ -93,6 +102,9 @@ def shares_chart(scene: Scene, theme: Theme, width: Width) -> dict[str, Any]:
             ],
         },
     }
+
+
+_BY_ORDER = {"field": "order", "op": "min"}
 
 
 def _row_pixels(gpus: int) -> int:
@@ -127,22 +139,51 @@ def _config(colors: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _color(
-    field: str, names: Sequence[str], colors: Mapping[str, str], keys: Sequence[str]
+    field: str, names: Sequence[str], range_: Sequence[str], legend: dict[str, Any]
 ) -> dict[str, Any]:
-    scale = {"domain": list(names), "range": [colors[key] for key in keys]}
-    legend = {"title": None, "columns": 4}
-    return {"field": field, "type": "nominal", "scale": scale, "legend": legend}
+    scale = {"domain": list(names), "range": list(range_)}
+    return {"field": field, "type": "nominal", "scale": scale, "legend": legend | {"columns": 8}}
 
 
-def _x(scene: Scene) -> dict[str, Any]:
-    begin, end = (milliseconds(scene, at) for at in scene.span)
+def _use_color(uses: Sequence[Share], colors: Mapping[str, str], **legend: Any) -> dict[str, Any]:
+    names = [SHARE_WORDS[use] for use in uses]
+    return _color("use", names, [colors[use] for use in uses], legend)
+
+
+def _mixed(color: str, paper: str) -> str:
+    """Nearer to the paper: of two neighbours one is drawn so, that they are told apart."""
+    parts = [(int(color[n : n + 2], 16), int(paper[n : n + 2], 16)) for n in (1, 3, 5)]
+    return "#" + "".join(f"{round(0.8 * ink + 0.2 * white):02x}" for ink, white in parts)
+
+
+_TIMES = {
+    "year": "%Y",
+    "quarter": "%b",
+    "month": "%b",
+    "week": "%b %d",
+    "date": "%b %d",
+    "day": "%b %d",
+    "hours": "%H:%M",
+    "minutes": "%H:%M",
+    "seconds": "%H:%M:%S",
+    "milliseconds": "%H:%M:%S.%L",
+}
+
+
+def _x() -> dict[str, Any]:
     return {
         "field": "b",
         "type": "temporal",
         "title": None,
         # the times are shifted to those on the wall of the box, wherever the page is looked at
-        "scale": {"type": "utc", "domain": [begin, max(end, begin + 1000)], "nice": False},
-        "axis": {"grid": True, "tickCount": 8, "labelOverlap": True, "labelFlush": True},
+        "scale": {"type": "utc", "nice": False},
+        "axis": {
+            "grid": True,
+            "tickCount": 8,
+            "labelOverlap": True,
+            "labelFlush": True,
+            "format": _TIMES,
+        },
     }
 
 
@@ -188,7 +229,7 @@ def _memory_layer(scene: Scene, colors: Mapping[str, str]) -> dict[str, Any]:
         "params": [{"name": "zoom", "select": zoom}],
         "mark": {"type": "rect", "fill": colors["others' memory"], "clip": True},
         "encoding": {
-            "x": _x(scene),
+            "x": _x(),
             "x2": {"field": "e"},
             "y": _y(scene),
             "y2": {"field": "y1"},
@@ -224,23 +265,21 @@ def _bars_layer(scene: Scene, colors: Mapping[str, str]) -> dict[str, Any]:
     there = {bar.became for bar in scene.bars}
     order = ("ok", "running", "failed", "tried again", "gave way", "stopped")
     names = [name for name in order if name in there] + list(_BEHIND)
+    tones = {name: colors[name] for name in names}
+    tones |= {name + PALER: _mixed(colors[name], colors["paper"]) for name in names}
+    tone = _color("tone", [*tones], [*tones.values()], {"title": None, "values": names})
     return {
         "name": "bars",
         "data": {"name": "bars"},
+        # a stroke of its own colour, or the shortest could not be seen
         "mark": {"type": "rect", "clip": True, "strokeWidth": 0.5},
         "encoding": {
             "x": {"field": "b", "type": "temporal"},
             "x2": {"field": "e"},
             "y": {"field": "y0", "type": "quantitative"},
             "y2": {"field": "y1"},
-            "color": _color("became", names, colors, names),
-            "stroke": {
-                "field": "became",
-                "type": "nominal",
-                "scale": {"domain": names, "range": [colors[name] for name in names]},
-                "legend": None,
-            },
-            "opacity": {"field": "shade", "type": "quantitative", "scale": None},
+            "fill": tone,
+            "stroke": tone,
             "tooltip": [
                 {"field": "job", "title": "job"},
                 {"field": "attempt", "title": "try"},
@@ -267,7 +306,7 @@ def _uses_layer(scene: Scene, colors: Mapping[str, str]) -> dict[str, Any]:
             "x2": {"field": "e"},
             "y": {"field": "y0", "type": "quantitative"},
             "y2": {"field": "y1"},
-            "color": _color("use", [SHARE_WORDS[use] for use in uses], colors, uses),
+            "color": _use_color(uses, colors, title="strip: its time went to", orient="bottom"),
             "tooltip": [
                 {"field": "gpu", "title": "GPU"},
                 {"field": "use", "title": "its time went to"},
@@ -300,5 +339,9 @@ def _lines_layer(colors: Mapping[str, str]) -> dict[str, Any]:
         "name": "lines",
         "data": {"name": "lines"},
         "mark": {"type": "rule", "stroke": colors["line"], "strokeWidth": 1, "tooltip": None},
-        "encoding": {"y": {"field": "y", "type": "quantitative"}},
+        "encoding": {
+            "x": {"field": "b", "type": "temporal"},
+            "x2": {"field": "e"},
+            "y": {"field": "y", "type": "quantitative"},
+        },
     }

@@ -22,3 +22,8 @@ class SteadyClock:
         """The timeline's value for a reading of the host's monotonic clock, which all processes of
         a host share."""
         return monotonic_s + self._offset
+
+
+def on_the_wall(at: Timestamp) -> str:
+    """As people write it, in local time: "2026-03-01 14:05:09"."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
