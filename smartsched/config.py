@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal, TypeVar
 
@@ -43,6 +43,7 @@ SET_BY_US = frozenset(
         )
     }
 )  # fmt: skip
+_NOTIFY = "SMARTSCHED_NOTIFY"
 T = TypeVar("T")
 OutputMode = Literal["log", "tag", "raw"]
 
@@ -70,6 +71,8 @@ class Config:
     on_finish: str | None
     joblog: str | None
     json_log: str | None
+    notify: tuple[str, ...] = field(repr=False)  # URLs, with secrets in them
+    notify_stall_seconds: float
     notes: tuple[str, ...]  # what the user may not expect and should know
 
 
@@ -124,6 +127,8 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         on_finish=args.on_finish,
         joblog=args.joblog,
         json_log=args.json_log,
+        notify=tuple(args.notify),
+        notify_stall_seconds=flag("--notify-stall", parse_positive_duration, args.notify_stall),
         notes=notes,
     )
 
@@ -165,6 +170,11 @@ def _of_no_effect(args: argparse.Namespace, policy: Policy) -> Iterator[str]:
 def variables() -> dict[str, str]:
     """What the environment says to us or of us."""
     return {name: text for name, text in os.environ.items() if name.startswith("SMARTSCHED_")}
+
+
+def keep_from_children() -> None:
+    """What holds secrets of ours is no part of the environment of jobs."""
+    os.environ.pop(_NOTIFY, None)
 
 
 def _packing(args: argparse.Namespace) -> dict[str, Any]:

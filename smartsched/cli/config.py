@@ -79,6 +79,8 @@ def _rows(chosen: argparse.Namespace, options: list[str]) -> list[_Row]:
             value, source = getattr(chosen, action.dest), "flag"
         elif (setting := chosen.settings.by_option.get(action.dest)) is not None:
             value, source, place = setting.value, setting.source, setting.place
+        if action.dest in settings.SECRET and value:
+            value = ["(secret)"] * len(value)
         rows.append(_Row(key, value or None if value == [] else value, source, place))
     return rows
 

@@ -15,7 +15,7 @@ from smartsched.cli.desk import Desk
 from smartsched.cli.host import this_host
 from smartsched.cli.session import Session, state_folder
 from smartsched.cli.wiring import first_snapshot, start_sampler
-from smartsched.config import Config
+from smartsched.config import Config, keep_from_children
 from smartsched.core import words
 from smartsched.core.decide import Decision
 from smartsched.core.events import Event, RunResumed
@@ -33,6 +33,8 @@ from smartsched.edges.inbox import FOLDER as REQUESTS
 from smartsched.edges.inbox import FileInbox
 from smartsched.edges.logs import JobLog, JsonLog, open_log
 from smartsched.edges.narrator import Narrator, View
+from smartsched.edges.notify import NoNotices, Notices
+from smartsched.edges.notify import check as check_notify
 from smartsched.edges.outputs import LogFiles, Untouched, tail
 from smartsched.edges.patient import PatientStream
 from smartsched.edges.plain import PlainView
@@ -50,6 +52,8 @@ from smartsched.ports import Observer
 
 # How long the user's own commands for finished jobs may take after the last of them.
 _HOOKS_PATIENCE_SECONDS = 60.0
+# How long the end waits for notices to be sent; those that take longer go on by themselves.
+_NOTICES_PATIENCE_SECONDS = 5.0
 Warn = Callable[[str], None]
 Output = LogFiles | Tagged | Untouched
 
@@ -64,6 +68,7 @@ class _Parts:
     view: View
     output: Output
     hooks: Hooks | NoHooks
+    notices: Notices | NoNotices
     processes: Processes
 
 
@@ -72,6 +77,9 @@ def dispatch(
 ) -> State:
     """Run it to its end; what it came to. `adopt`: see Loop.resume."""
     config, state = session.config, session.state
+    keep_from_children()
+    if config.notify:
+        check_notify(config.notify)
     if config.working_directory is not None:
         _change_to(config.working_directory)
     sampler = start_sampler(
@@ -155,7 +163,8 @@ def _assemble(
     output = _output(config, session, waiter, warn)
     stack.callback(output.close)
     hooks = _hooks(config, warn)
-    processes = _processes(stack, session, waiter, output, hooks, sampler)
+    notices = _notices(stack, session, clock, warn)
+    processes = _processes(stack, session, waiter, output, hooks, notices, sampler)
     desk = _desk(stack, session, waiter)
     world = World(
         clock=clock,
@@ -175,10 +184,11 @@ def _assemble(
                 *_logs(stack, config, session, warn),
                 *_memory(stack, session, warn),
                 _history(stack, session, clock, warn),
+                *([notices] if isinstance(notices, Notices) else []),
             ]
         ),
     )
-    return _Parts(world, narrator, remarks, view, output, hooks, processes)
+    return _Parts(world, narrator, remarks, view, output, hooks, notices, processes)
 
 
 def _desk(stack: ExitStack, session: Session, waiter: Waiter) -> Desk:
@@ -194,8 +204,13 @@ def _processes(
     waiter: Waiter,
     output: Output,
     hooks: Hooks | NoHooks,
+    notices: Notices | NoNotices,
     sampler: Sampler,
 ) -> Processes:
+    def ended(pid: int) -> None:
+        hooks.ended(pid)
+        notices.ended(pid)
+
     attempts = Attempts(session.folder.make_folder(JOBS))
     for run in session.over:
         attempts.remove(run)
@@ -214,8 +229,8 @@ def _processes(
         spawner=spawner,
         output=output,
         attempts=attempts,
-        family=Family(lambda: [*sampler.pids(), *hooks.pids()]),
-        on_other_end=hooks.ended,
+        family=Family(lambda: [*sampler.pids(), *hooks.pids(), *notices.pids()]),
+        on_other_end=ended,
         checkpoint_signal=session.config.checkpoint_signal or signal.SIGTERM,
     )
 
@@ -232,6 +247,8 @@ def _finish(parts: _Parts, loop: Loop, clock: SteadyClock, waiter: Waiter) -> No
     parts.view.close()
     parts.narrator.finish(loop.state, clock.now())
     parts.remarks.finish(loop.state, clock.now())
+    parts.notices.finish(loop.state, clock.now())
+    _wait_for_notices(parts, waiter, clock)
 
 
 def _settle(parts: _Parts, waiter: Waiter, clock: SteadyClock, state: State) -> None:
@@ -246,6 +263,16 @@ def _settle(parts: _Parts, waiter: Waiter, clock: SteadyClock, state: State) -> 
         if not waits_for_hooks and (parts.output.is_settled() or now >= until):
             break
         waiter.wait(hooks_until if waits_for_hooks else until)
+
+
+def _wait_for_notices(parts: _Parts, waiter: Waiter, clock: SteadyClock) -> None:
+    """For a moment, unless the user wants no more."""
+    until = clock.now() + _NOTICES_PATIENCE_SECONDS
+    while not parts.notices.is_settled() and clock.now() < until:
+        waiter.wait(until)
+        if parts.world.requests.take(clock.now()):
+            break
+    parts.notices.close()
 
 
 class _Observers:
@@ -341,6 +368,24 @@ def _history(stack: ExitStack, session: Session, clock: SteadyClock, warn: Warn)
     )
     stack.callback(file.close)
     return file
+
+
+def _notices(
+    stack: ExitStack, session: Session, clock: SteadyClock, warn: Warn
+) -> Notices | NoNotices:
+    config = session.config
+    if not config.notify:
+        return NoNotices()
+    notices = Notices(
+        config.notify,
+        config.run_name,
+        session.state,
+        config.notify_stall_seconds,
+        clock.now(),
+        warn,
+    )
+    stack.callback(notices.close)
+    return notices
 
 
 def _hooks(config: Config, warn: Warn) -> Hooks | NoHooks:

@@ -171,9 +171,12 @@ def _make_absolute(args: argparse.Namespace) -> None:
 _NOT_REMEMBERED = {
     "files", "command", "resume", "resume_failed", "no_adopt", "assume_gone", "name", "state",
     "dry_run", "json", "progress", "quiet", "verbose", "no_color", "settings",
+    "notify",  # its URLs hold secrets
 }  # fmt: skip
 # What belongs to the box, unless a flag says so: its dispatchers have to agree on it now.
 _OF_THE_BOX = {"claims", "no_claims"}
+# In place of the URLs: that there were some. No option has this name.
+HAD_NOTICES = "had_notices"
 
 
 def remembered(args: argparse.Namespace) -> str:
@@ -189,6 +192,8 @@ def remembered(args: argparse.Namespace) -> str:
         if name not in _NOT_REMEMBERED | of_the_box
         and (value != vars(defaults).get(name) or name == "logs")
     }
+    if args.notify:
+        chosen[HAD_NOTICES] = True
     return json.dumps(chosen, sort_keys=True)
 
 
@@ -286,6 +291,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_failures(parser.add_argument_group("when jobs fail"))
     _add_run(parser.add_argument_group("the run, and going on with it"))
     _add_output(parser.add_argument_group("what is seen"))
+    _add_notices(parser.add_argument_group("being told elsewhere"))
     _add_trial(parser.add_argument_group("trying it out"))
     return parser
 
@@ -497,6 +503,23 @@ def _add_failures(group: argparse._ArgumentGroup) -> None:
         metavar="CMD",
         help="run this for every finished job, with SMARTSCHED_JOB, SMARTSCHED_OUTCOME (ok,"
         " failed), SMARTSCHED_EXIT_STATUS, SMARTSCHED_COMMAND ... in its environment",
+    )
+
+
+def _add_notices(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--notify",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="tell this service, in apprise's URLs, of the end, of a first failure and of a stall;"
+        " may be repeated. Others on the box see command lines: SMARTSCHED_NOTIFY is not seen",
+    )
+    group.add_argument(
+        "--notify-stall",
+        metavar="TIME",
+        default="2h",
+        help="how long nothing could start before it is told (default: %(default)s)",
     )
 
 

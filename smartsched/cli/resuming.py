@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from smartsched.cli.host import this_host, this_place
 from smartsched.cli.limits import settle
-from smartsched.cli.parser import LATEST, parse_again, remembered
+from smartsched.cli.parser import HAD_NOTICES, LATEST, parse_again, remembered
 from smartsched.cli.session import Session, copies_in, open_journal, runs_of, window_for
 from smartsched.config import Config
 from smartsched.core.apply import apply
@@ -106,6 +106,11 @@ def resume(
     session.replaced = ListReplaced(now, names) if inputs else None
     session.reminder = _broken_off(past, inputs)
     session.notes = _notes(journal, session.reminder, inputs)
+    if not config.notify and HAD_NOTICES in json.loads(past.options):
+        session.notes.append(
+            "nobody is notified: the URLs of --notify are not remembered, since they hold secrets;"
+            " give them again, or set SMARTSCHED_NOTIFY"
+        )
     if unfinished := getattr(args, "unfinished", []):
         left = ", ".join(unfinished[:3])
         session.notes.append(f"earlier runs of this folder have something left: {left}")

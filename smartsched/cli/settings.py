@@ -29,6 +29,8 @@ _FLAGS_ONLY = {
 _NOT_BY_FOLDER = {
     "on_finish", "shell", "notify", "joblog", "json_log", "state", "claims", "no_claims",
 }  # fmt: skip
+# URLs with passwords in them, and commas too: in the environment, blanks stand between them.
+SECRET = {"notify"}
 _LISTS_OF_IDS = ("gpus", "exclude", "prefer")
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -319,5 +321,6 @@ def _of_text(where: str, action: argparse.Action, text: str) -> Any:
             raise UsageError(f"{where} is {text!r}: make it 1 or 0")
         return text.lower() in _YES
     if _takes_many(action):
-        return [_converted(where, action, part) for part in text.split(",") if part]
+        parts = text.split() if action.dest in SECRET else text.split(",")
+        return [_converted(where, action, part) for part in parts if part]
     return _converted(where, action, text)

@@ -16,13 +16,19 @@ from smartsched.core.events import (
     JobAccepted,
     JobFinished,
     JobRequeued,
+    JobsAdded,
+    JobsCancelled,
+    JobsRetried,
     LineRejected,
+    OptionsSet,
     RunAdopted,
     RunBegan,
     RunClosed,
+    RunContinued,
     RunExited,
     RunLaunched,
     RunMeasured,
+    RunPaused,
     RunResumed,
     RunStopping,
     StopRequested,
@@ -33,9 +39,13 @@ from smartsched.core.policy import Policy
 from smartsched.core.state import State
 from smartsched.core.totals import Totals
 
-BarEnd: TypeAlias = Literal["ok", "failed", "tried again", "gave way", "stopped", "running"]
+BarEnd: TypeAlias = Literal[
+    "ok", "failed", "cancelled", "tried again", "gave way", "stopped", "running"
+]
 """What became of one attempt."""
-JobStatus: TypeAlias = Literal["ok", "failed", "stopped", "running", "waiting", "left out"]
+JobStatus: TypeAlias = Literal[
+    "ok", "failed", "cancelled", "stopped", "running", "waiting", "left out"
+]
 """What became of a job; left out: it is not to be done any more."""
 
 _HOW_REQUEUED = {
@@ -162,7 +172,9 @@ class _Teller:
         account.totals = state.totals
         return account
 
-    def _note_dispatcher(self, event: Event, account: Account) -> None:
+    def _note_dispatcher(  # noqa: C901  # a table: one case an event
+        self, event: Event, account: Account
+    ) -> None:
         account.ended_at = event.at if isinstance(event, RunClosed) else None
         match event:
             case RunResumed(at=at, options=options):
@@ -170,6 +182,13 @@ class _Teller:
                 account.remarks.append((at, "the run was resumed"))
             case DrainRequested(at, why) | StopRequested(at, why) | Halted(at, why):
                 account.remarks.append((at, f"{words.printable(why)}: nothing more is started"))
+            case OptionsSet(at, _, options):
+                account.options = options
+                account.remarks.append((at, "options were changed"))
+            case RunPaused(at):
+                account.remarks.append((at, "the run was paused"))
+            case RunContinued(at):
+                account.remarks.append((at, "the run was continued"))
             case WaitTimedOut(at):
                 account.remarks.append((at, "no GPU came free in time"))
             case GpuWithheld(at, gpu):
@@ -181,10 +200,22 @@ class _Teller:
             case _:
                 pass
 
-    def _note_run(self, event: Event, account: Account) -> None:
+    def _note_run(  # noqa: C901, PLR0912  # likewise
+        self, event: Event, account: Account
+    ) -> None:
         match event:
             case JobAccepted(at, job, spec):
                 self._rows[job] = JobRow(job, spec, at)
+            case JobsAdded(at, _, first, specs):
+                for number, spec in enumerate(specs, start=first):
+                    self._rows[JobId(number)] = JobRow(JobId(number), spec, at)
+            case JobsCancelled(jobs=jobs):
+                for job in jobs:
+                    if job not in self._state.cancelled:  # it did not run
+                        self._rows[job].status = "cancelled"
+            case JobsRetried(jobs=jobs):
+                for job in jobs:
+                    self._rows[job].status = "waiting"
             case FailuresDropped(jobs=jobs):
                 for job in jobs:
                     self._rows[job].status = "left out"

@@ -17,7 +17,7 @@ _COLORS: dict[Theme, dict[str, str]] = {
     "light": {
         "ink": "#1f2328", "faint": "#59636e", "line": "#d1d9e0", "paper": "#ffffff",
         "ok": "#2f6fb5", "running": "#74b0e4", "failed": "#c9401f", "tried again": "#c06c9b",
-        "gave way": "#7f56b0", "stopped": "#7d8590",
+        "gave way": "#7f56b0", "stopped": "#7d8590", "cancelled": "#4b535d",
         "others' memory": "#e9c583", "utilisation": "#8f7a55",
         "ours": "#2f6fb5", "strangers": "#e0a33a", "window": "#f2dfb0", "claimed": "#6fb9a8",
         "capped": "#b692c4", "held": "#dcc4e6", "idle": "#e4e8ec", "unknown": "#59636e",
@@ -26,7 +26,7 @@ _COLORS: dict[Theme, dict[str, str]] = {
     "dark": {
         "ink": "#e6edf3", "faint": "#9198a1", "line": "#30363d", "paper": "#0d1117",
         "ok": "#4d94dd", "running": "#9ccbf5", "failed": "#f0704c", "tried again": "#dd8fb8",
-        "gave way": "#a886d8", "stopped": "#8b949e",
+        "gave way": "#a886d8", "stopped": "#8b949e", "cancelled": "#c4ccd4",
         "others' memory": "#5c4a26", "utilisation": "#b39a6b",
         "ours": "#4d94dd", "strangers": "#c78b2c", "window": "#6b5a33", "claimed": "#3f8a7a",
         "capped": "#8a629b", "held": "#5b4567", "idle": "#2a3138", "unknown": "#b1bac4",
@@ -263,7 +263,7 @@ def _utilisation_layer(colors: Mapping[str, str]) -> dict[str, Any]:
 
 def _bars_layer(scene: Scene, colors: Mapping[str, str]) -> dict[str, Any]:
     there = {bar.became for bar in scene.bars}
-    order = ("ok", "running", "failed", "tried again", "gave way", "stopped")
+    order = ("ok", "running", "failed", "tried again", "gave way", "stopped", "cancelled")
     names = [name for name in order if name in there] + list(_BEHIND)
     tones = {name: colors[name] for name in names}
     tones |= {name + PALER: _mixed(colors[name], colors["paper"]) for name in names}
