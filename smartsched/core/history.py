@@ -29,6 +29,8 @@ _PERCENT_TOLERANCE = 10.0
 _MOST_REASONS = 500  # beyond, they are left out: something is wrong with one of their texts
 _LONGEST_REASON = 200
 _MIB = 2**20
+_LATEST = 1e12  # beyond, it is no time
+_USES = dict(enumerate(USES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +227,7 @@ def read_history(lines: Iterable[bytes]) -> History:
     for line in lines:
         try:
             reader.take(json.loads(line))
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
     reader.end()
     return reader.history
@@ -243,14 +245,11 @@ class _Reader:
     def take(self, value: Any) -> None:
         match value:
             case [at]:
-                self._note_time(at)
-                self._close_all(float(at))
+                self._close_all(self._time(at))
             case [at, int(waiting), int(why)]:
-                self._note_time(at)
-                self._queue(float(at), waiting, why)
+                self._queue(self._time(at), waiting, why)
             case [at, int(), int(), int(), _, _, _]:
-                self._note_time(at)
-                self._gpu(float(at), value)
+                self._gpu(self._time(at), value)
             case {"smartsched_history": _, "at": at}:
                 self._begin(float(at), float(value["resolution_seconds"]))
             case {"gpu": int(number)}:
@@ -266,9 +265,12 @@ class _Reader:
         if last is not None:
             self._close_all(last)
 
-    def _note_time(self, at: float) -> None:
+    def _time(self, at: Any) -> Timestamp:
+        if not abs(seconds := float(at)) < _LATEST:
+            raise ValueError("no time")
         before = self.history.until
-        self.history.until = float(at) if before is None else max(before, float(at))
+        self.history.until = seconds if before is None else max(before, seconds)
+        return seconds
 
     def _begin(self, at: float, resolution: float) -> None:
         self._close_all(at)
@@ -289,17 +291,18 @@ class _Reader:
     def _gpu(self, at: float, value: list[Any]) -> None:
         _, number, use, why, strangers, ours, percent = value
         key = self._keys[number]
-        self._close(key, at)
-        self._open[key] = GpuSeen(
+        seen = GpuSeen(
             at,
             at,
             key,
-            USES[use],
+            _USES[use],
             self._texts.get(why, ""),
             None if strangers is None else int(strangers) * _MIB,
             None if ours is None else int(ours) * _MIB,
             None if percent is None else float(percent),
         )
+        self._close(key, at)
+        self._open[key] = seen
 
     def _queue(self, at: float, waiting: int, why: int) -> None:
         self._close_queue(at)
