@@ -12,7 +12,7 @@ from smartsched.cli.host import this_host
 from smartsched.cli.session import runs_of, state_folder
 from smartsched.cli.verbs import VerbParser
 from smartsched.core.chart_data import datasets
-from smartsched.core.charts import shares_chart, timeline
+from smartsched.core.charts import Theme, shares_chart, timeline
 from smartsched.core.events import RunBegan
 from smartsched.core.records import decode_line
 from smartsched.core.telling import Told, tell
@@ -133,8 +133,9 @@ def _beginning(runs: Runs, name: str) -> RunBegan | None:
 def _content(told: Told, kind: str) -> bytes:
     if kind == "html":
         return _page(told)
-    spec = timeline(told.scene, "light", _SLIDE_PIXELS)
-    spec |= {"datasets": datasets(told.scene), "title": _heading(told.title)}
+    data = datasets(told.scene)
+    spec = timeline(told.scene, data, "light", _SLIDE_PIXELS)
+    spec |= {"datasets": data, "title": _heading(told.title)}
     return pictures.as_svg(spec) if kind == "svg" else pictures.as_png(spec)
 
 
@@ -143,10 +144,11 @@ def _heading(title: str) -> dict[str, Any]:
 
 
 def _page(told: Told) -> bytes:
-    scene = told.scene
+    scene, data = told.scene, datasets(told.scene)
+    themes: tuple[Theme, Theme] = ("light", "dark")
     charts: dict[str, Any] = {
-        "timeline": {theme: timeline(scene, theme, "container") for theme in ("light", "dark")},
-        "shares": {theme: shares_chart(scene, theme, "container") for theme in ("light", "dark")},
+        "timeline": {theme: timeline(scene, data, theme, "container") for theme in themes},
+        "shares": {theme: shares_chart(scene, theme, "container") for theme in themes},
     }
     tables = {"jobs": told.jobs.as_object(), "shapes": told.shapes.as_object()}
     return page(
@@ -156,7 +158,7 @@ def _page(told: Told) -> bytes:
         advice=told.advice,
         remarks=told.remarks,
         notes=told.notes,
-        data={"datasets": datasets(scene), **charts, **tables},
+        data={"datasets": data, **charts, **tables},
         drawing_script=pictures.drawing_script(_cache()),
     )
 

@@ -75,7 +75,7 @@ def _lines(scene: Scene) -> Rows:
     """Between the rows; as long as the run, so that all of it is shown."""
     begin, end = (milliseconds(scene, at) for at in scene.span)
     end = max(end, begin + 1000)
-    return [{"b": begin, "e": end, "y": number} for number in range(1, len(scene.gpus) + 1)]
+    return [{"b": begin, "e": end, "y": number} for number in range(1, max(len(scene.gpus), 1) + 1)]
 
 
 def _bars(scene: Scene) -> Rows:
@@ -189,8 +189,10 @@ class _Behind:
         return rows
 
     def utilisation(self) -> Rows:
-        """Two points a piece; null where nobody knows."""
+        """Two points a piece; null where nobody knows. Empty where nobody ever does."""
         rows: Rows = []
+        if all(p.utilization_percent is None for pieces in self._seen.values() for p in pieces):
+            return rows
         for number, gpu in enumerate(self._scene.gpus):
             for piece in self._seen[gpu.key]:
                 percent = piece.utilization_percent

@@ -4,7 +4,7 @@ what the GPUs' time went to."""
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from smartsched.core.chart_data import PALER, SHARE_WORDS, STRIP_BASE, TOP, Scene
+from smartsched.core.chart_data import PALER, SHARE_WORDS, STRIP_BASE, TOP, Rows, Scene
 from smartsched.core.shares import SHARES, Share
 
 Theme: TypeAlias = Literal["light", "dark"]
@@ -37,9 +37,17 @@ _HAIR = 0.001
 _BEHIND = ("others' memory", "utilisation")
 
 
-def timeline(scene: Scene, theme: Theme, width: Width) -> dict[str, Any]:
-    """The picture without its data: `datasets` are to be put beside it. `width`: pixels."""
+def timeline(scene: Scene, data: Mapping[str, Rows], theme: Theme, width: Width) -> dict[str, Any]:
+    """The picture without its data: they are put beside it, as `datasets`. `width`: pixels."""
     colors = _COLORS[theme]
+    layers = [
+        _axes_layer(scene, colors),
+        _memory_layer(colors),
+        _utilisation_layer(colors),
+        _bars_layer(scene, colors),
+        _uses_layer(scene, colors),
+        _waits_layer(colors),
+    ]
     rows = len(scene.gpus) + 1
     return {
         "$schema": _SCHEMA,
@@ -49,14 +57,7 @@ def timeline(scene: Scene, theme: Theme, width: Width) -> dict[str, Any]:
         "autosize": {"type": "fit-x" if width == "container" else "pad", "contains": "padding"},
         "background": colors["paper"],
         "config": _config(colors),
-        "layer": [
-            _memory_layer(scene, colors),
-            _utilisation_layer(colors),
-            _bars_layer(scene, colors),
-            _uses_layer(scene, colors),
-            _waits_layer(colors),
-            _lines_layer(colors),
-        ],
+        "layer": [layer for layer in layers if data[layer["name"]]],  # Vega warns of empty ones
         "resolve": {
             "scale": {"color": "independent", "fill": "independent", "stroke": "independent"}
         },
@@ -192,7 +193,7 @@ def _y(scene: Scene) -> dict[str, Any]:
     rows = len(labels)
     middles = [number + (TOP + STRIP_BASE) / 2 for number in range(rows)]
     return {
-        "field": "y0",
+        "field": "y",
         "type": "quantitative",
         "title": None,
         "scale": {"domain": [0, rows], "reverse": True, "nice": False, "zero": False},
@@ -216,7 +217,8 @@ def _list_of(labels: Sequence[str]) -> str:
     return "[" + ",".join(quoted) + "]"
 
 
-def _memory_layer(scene: Scene, colors: Mapping[str, str]) -> dict[str, Any]:
+def _axes_layer(scene: Scene, colors: Mapping[str, str]) -> dict[str, Any]:
+    """Also what all layers have in common: the axes, and how the reader moves along them."""
     zoom = {
         "type": "interval",
         "bind": "scales",
@@ -224,14 +226,23 @@ def _memory_layer(scene: Scene, colors: Mapping[str, str]) -> dict[str, Any]:
         "zoom": "wheel![event.shiftKey]",  # a wheel alone goes on scrolling the page
     }
     return {
+        "name": "lines",
+        "data": {"name": "lines"},
+        "params": [{"name": "zoom", "select": zoom}],
+        "mark": {"type": "rule", "stroke": colors["line"], "strokeWidth": 1, "tooltip": None},
+        "encoding": {"x": _x(), "x2": {"field": "e"}, "y": _y(scene)},
+    }
+
+
+def _memory_layer(colors: Mapping[str, str]) -> dict[str, Any]:
+    return {
         "name": "memory",
         "data": {"name": "memory"},
-        "params": [{"name": "zoom", "select": zoom}],
         "mark": {"type": "rect", "fill": colors["others' memory"], "clip": True},
         "encoding": {
-            "x": _x(),
+            "x": {"field": "b", "type": "temporal"},
             "x2": {"field": "e"},
-            "y": _y(scene),
+            "y": {"field": "y0", "type": "quantitative"},
             "y2": {"field": "y1"},
             "tooltip": [
                 {"field": "gpu", "title": "GPU"},
@@ -330,18 +341,5 @@ def _waits_layer(colors: Mapping[str, str]) -> dict[str, Any]:
                 {"field": "why", "title": "jobs wait, because"},
                 {"field": "took", "title": "for"},
             ],
-        },
-    }
-
-
-def _lines_layer(colors: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "name": "lines",
-        "data": {"name": "lines"},
-        "mark": {"type": "rule", "stroke": colors["line"], "strokeWidth": 1, "tooltip": None},
-        "encoding": {
-            "x": {"field": "b", "type": "temporal"},
-            "x2": {"field": "e"},
-            "y": {"field": "y", "type": "quantitative"},
         },
     }

@@ -45,9 +45,8 @@ def drawing_script(cache: Path) -> str:
     import vl_convert
 
     kept = cache / f"vega-{version(_PACKAGE)}.js"
-    with suppress(OSError, UnicodeDecodeError):
-        if _is_ours(kept):
-            return kept.read_text(encoding="utf-8")
+    if (known := read_own(kept)) is not None:
+        return known
     script = str(vl_convert.javascript_bundle(_EXPOSE))
     with suppress(OSError):  # then it takes as long the next time
         cache.mkdir(0o700, parents=True, exist_ok=True)
@@ -57,10 +56,16 @@ def drawing_script(cache: Path) -> str:
     return script
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether nobody else can have written it: pages of ours run it."""
-    found = [path.lstat(), path.parent.lstat()]
-    return all(
-        status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        for status in found
-    ) and stat.S_ISREG(found[0].st_mode)
+def read_own(path: Path) -> str | None:
+    """What pages of ours are to run; None: it is not there, or others can have written it."""
+    try:
+        found = [path.lstat(), path.parent.lstat()]
+        if not stat.S_ISREG(found[0].st_mode) or any(map(_is_open_to_others, found)):
+            return None
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _is_open_to_others(status: os.stat_result) -> bool:
+    return status.st_uid != os.geteuid() or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))

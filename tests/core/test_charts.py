@@ -7,7 +7,7 @@ import pytest
 
 from smartsched.core.account import Bar
 from smartsched.core.chart_data import GpuLine, Rows, Scene, datasets
-from smartsched.core.charts import shares_chart, timeline
+from smartsched.core.charts import Theme, shares_chart, timeline
 from smartsched.core.gpu_time import GpuUse
 from smartsched.core.history import GpuSeen, History, QueueSeen
 from smartsched.core.model import JobId, Placement
@@ -38,6 +38,10 @@ def scene(
     found = gpu_seconds([line.key for line in lines], bars, history, span)
     values: dict[str, Any] = {"commands": {}, "local_offset": 0.0} | fields
     return Scene(lines, bars, values["commands"], history, span, found, values["local_offset"])
+
+
+def drawn(scene: Scene, theme: Theme = "light") -> dict[str, Any]:
+    return timeline(scene, datasets(scene), theme, 800)
 
 
 def times(rows: Rows) -> list[tuple[float, float]]:
@@ -141,7 +145,7 @@ def test_shares_of_each_gpu_and_of_all_come_to_a_whole():
 def test_light_and_dark_differ_in_nothing_but_colours():
     here = scene([a_bar(1, 0, 30)], [seen(30, 60)])
 
-    light, dark = timeline(here, "light", 800), timeline(here, "dark", 800)
+    light, dark = drawn(here), drawn(here, "dark")
 
     assert light["background"] != dark["background"]
     assert [layer["name"] for layer in light["layer"]] == [layer["name"] for layer in dark["layer"]]
@@ -153,6 +157,13 @@ def test_labels_cannot_break_out_of_an_expression():
     odd = Scene([GpuLine(a_key(), "0'];alert(1);['", None)], (), {}, History(), here.span,
                 here.shares, 0.0)  # fmt: skip
 
-    axis = timeline(odd, "light", 800)["layer"][0]["encoding"]["y"]["axis"]
+    axis = drawn(odd)["layer"][0]["encoding"]["y"]["axis"]
 
     assert axis["labelExpr"] == "['GPU 0alert1','waits'][floor(datum.value)]"
+
+
+def test_layers_without_anything_in_them_are_left_out():
+    bare = Scene([], (), {}, History(), (T0, T0), {}, 0.0)
+
+    assert [layer["name"] for layer in drawn(bare)["layer"]] == ["lines"]
+    assert [layer["name"] for layer in drawn(scene([a_bar(1, 0, 9)]))["layer"]] == ["lines", "bars"]
