@@ -58,8 +58,8 @@ def advice_on_time(seconds: Mapping[Share, float], jobs_wanted: bool) -> list[st
         "held": "{} of the GPU time was free, and what waited could not use it: jobs that need"
         " fewer GPUs, or --job-mem closer to what they use, fit sooner",
         "claimed": "{} of the GPU time was claimed by other smartsched of this box",
-        "unknown": "{} of the GPU time nobody knew what was so, or the GPU was taken for broken:"
-        " ask the administrator, or --exclude it",
+        "unknown": "for {} of the GPU time GPUs could not be read, or were taken for broken: ask"
+        " the administrator, or --exclude them",
     }
     return [
         text.format(words.percent(100 * seconds[share] / whole))

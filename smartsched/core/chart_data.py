@@ -1,6 +1,7 @@
 """What a report's pictures show, as rows of data: bars, what is behind them, waits, shares. All
 text in them is printable."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from smartsched.core.shares import SHARES, Share, Span
 
 Rows: TypeAlias = list[dict[str, Any]]
 
-# Behind what became of every other bar on a GPU: neighbours are told apart by it.
+# Behind what became of every other bar of a lane: neighbours are told apart by it.
 PALER = " "
 SHARE_WORDS: dict[Share, str] = {
     "ours": "our jobs",
@@ -84,7 +85,9 @@ def _bars(scene: Scene) -> Rows:
     for key, bars in _by_gpu(scene).items():
         lanes = _lanes(bars, scene.span[1])
         height = (_BAR_BASE - _BAR_TOP) / (max(lanes, default=0) + 1)
-        for number, (bar, lane) in enumerate(zip(bars, lanes, strict=True)):
+        tones: Counter[int] = Counter()  # of each lane, in turns
+        for bar, lane in zip(bars, lanes, strict=True):
+            tones[lane] += 1
             end = scene.span[1] if bar.end is None else bar.end
             top = row_of[key] + _BAR_TOP + lane * height
             rows.append(
@@ -97,7 +100,7 @@ def _bars(scene: Scene) -> Rows:
                     "job": bar.run.job,
                     "attempt": bar.run.attempt,
                     "became": bar.became,
-                    "tone": bar.became + PALER * (number % 2),
+                    "tone": bar.became + PALER * (1 - tones[lane] % 2),
                     "command": _short(scene.commands.get(bar.run.job, "")),
                     "took": words.duration(end - bar.begin),
                     "how": _how(bar),

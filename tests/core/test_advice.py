@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from smartsched.core.advice import advice
+from smartsched.core.advice import advice, advice_on_time
 from smartsched.core.events import RunMeasured
+from smartsched.core.shares import SHARES, Share
 from smartsched.core.state import State
 from tests.builders import GIB, T0, a_run, a_sample, a_state, unreadable
 
@@ -74,3 +75,29 @@ def test_the_hungriest_run_and_the_smallest_card_count():
 
 def test_without_a_card_that_can_be_read_there_is_no_advice():
     assert advice(a_state(unreadable()), measured(1, 10.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "option"),
+    [("capped", "--max-gpus"), ("window", "--free-for"), ("held", "--job-mem"),
+     ("claimed", "other smartsched"), ("unknown", "--exclude")],
+)  # fmt: skip
+def test_time_that_was_lost_is_worth_advice_when_it_was_a_tenth_and_jobs_waited(
+    share: Share, option: str
+):
+    much = dict.fromkeys(SHARES, 0.0) | {"ours": 80.0, share: 20.0}
+    little = much | {"ours": 950.0}
+
+    [said] = advice_on_time(much, jobs_wanted=True)
+
+    assert "20%" in said
+    assert option in said
+    assert advice_on_time(much, jobs_wanted=False) == []
+    assert advice_on_time(little, jobs_wanted=True) == []
+
+
+def test_time_that_was_ours_or_other_peoples_needs_no_advice():
+    seconds = dict.fromkeys(SHARES, 0.0) | {"ours": 50.0, "strangers": 50.0}
+
+    assert advice_on_time(seconds, jobs_wanted=True) == []
+    assert advice_on_time(dict.fromkeys(SHARES, 0.0), jobs_wanted=True) == []
