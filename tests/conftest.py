@@ -27,9 +27,28 @@ def no_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def bytecode(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs that tests start keep what Python compiles, whatever the developer's
+    settings say: to compile everything anew would be most of what each of them does."""
+    return shared_folder(tmp_path_factory, "bytecode")
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """One for all workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def isolated(
-    tmp_path: Path, no_driver: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    tmp_path: Path,
+    no_driver: Path,
+    bytecode: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """No test sees the real home, settings or driver; `gpu` tests see the driver."""
     for name in ("home", "state", "here"):
@@ -41,6 +60,8 @@ def isolated(
     for name in list(os.environ):
         if name.startswith("SMARTSCHED_") or name in ("CUDA_VISIBLE_DEVICES", "NO_COLOR"):
             monkeypatch.delenv(name)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(bytecode))
     monkeypatch.setenv("SMARTSCHED_CLAIMS", str(tmp_path / "claims"))
     if request.node.get_closest_marker("gpu") is None:
         paths = [str(no_driver), os.environ.get("LD_LIBRARY_PATH", "")]
@@ -54,9 +75,7 @@ def stub_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if os.environ.get("CI"):
             pytest.fail("CI must have a C compiler: nothing that uses the driver is tested")
         pytest.skip("no C compiler to build the stub of the driver with")
-    base = tmp_path_factory.getbasetemp()
-    into = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "stub-libraries"
-    into.mkdir(exist_ok=True)
+    into = shared_folder(tmp_path_factory, "stub-libraries")
     with (into / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (into / "built").exists():
