@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,14 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def imported(path: Path) -> set[str]:
-    return set(imports_of(ast.parse(path.read_text(encoding="utf-8"))))
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
+    return frozenset(imports_of(parsed(path)))
 
 
 def layers_imported(path: Path) -> set[str]:
@@ -89,9 +96,7 @@ def test_the_core_imports_nothing_that_has_an_effect(path: Path):
 
 @pytest.mark.parametrize("path", in_layer("core"), ids=name_of)
 def test_the_core_calls_no_builtin_that_has_an_effect(path: Path):
-    names = {
-        node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)
-    }
+    names = {node.id for node in ast.walk(parsed(path)) if isinstance(node, ast.Name)}
 
     assert not names & IMPURE_BUILTINS
 
@@ -116,10 +121,9 @@ def test_a_package_with_an_owner_is_imported_by_nobody_else(module: str, owners:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_the_driver_is_imported_only_when_it_is_needed(path: Path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     at_the_top = {
         name.split(".")[0]
-        for node in tree.body
+        for node in parsed(path).body
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in imports_of(ast.Module([node], []))
     }
@@ -129,6 +133,4 @@ def test_the_driver_is_imported_only_when_it_is_needed(path: Path):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_says_what_it_is_for(path: Path):
-    source = path.read_text(encoding="utf-8")
-
-    assert not source or ast.get_docstring(ast.parse(source))
+    assert path.stat().st_size == 0 or ast.get_docstring(parsed(path))
