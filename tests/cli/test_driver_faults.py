@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.cli.harness import MOMENT, Box
+from tests.cli.harness import MOMENT, Box, Session
 from tests.waiting import wait_until
 
 LIBRARY_NOT_FOUND, DRIVER_NOT_LOADED, VERSION_MISMATCH, UNKNOWN, LOST = 12, 9, 18, 999, 15
@@ -34,6 +34,19 @@ def command_of(pid: int) -> str:
 
 def sampler_of(pid: int) -> int | None:
     return next((child for child in children(pid) if "sample" in command_of(child)), None)
+
+
+def its_sampler(session: Session) -> int:
+    """Where everything takes long, one may have been given up and the next not begun."""
+    found: list[int] = []
+
+    def there_is_one() -> bool:
+        sampler = sampler_of(session.process.pid)
+        found.extend([] if sampler is None else [sampler])
+        return bool(found)
+
+    wait_until(there_is_one, "it has a sampler", session.dump)
+    return found[0]
 
 
 @pytest.mark.parametrize("extra", [("--dry-run",), ("--", "true"), ()])
@@ -115,8 +128,7 @@ def test_a_driver_that_fails_later_holds_new_work_and_recovers_by_itself(box: Bo
     commands = ["until test -e go; do sleep 0.01; done; echo fine", "echo next"]
     session = box.start(*MOMENT, "--gpus", "0", str(box.list_of(commands)))
     session.says("job 1 started")
-    sampler = sampler_of(session.process.pid)
-    assert sampler is not None
+    sampler = its_sampler(session)
 
     box.machine.init_error(VERSION_MISMATCH if fault != "gone" else UNKNOWN)
     if fault == "gone":
@@ -155,22 +167,20 @@ def test_a_hanging_driver_holds_new_work_and_is_never_asked_by_two_at_once(box: 
 def test_a_dispatcher_that_ends_leaves_no_sampler_behind(box: Box):
     session = box.start(*MOMENT, "--", "sh", "-c", "until test -e go; do sleep 0.01; done")
     session.says("job 1 started")
-    sampler = sampler_of(session.process.pid)
-    assert sampler is not None
+    its_sampler(session)
     box.machine.hang("nvmlDeviceGetMemoryInfo", 600)
 
     (box.folder / "go").touch()
     session.end()
 
-    wait_until(lambda: not os.path.exists(f"/proc/{sampler}"), "the sampler is gone")
+    wait_until(box.is_quiet, "the sampler is gone, whichever it was")
 
 
 def test_a_killed_dispatcher_takes_its_sampler_along(box: Box):
     session = box.start(*MOMENT, "--", "sleep", "600")
     session.says("job 1 started")
+    sampler = its_sampler(session)
     everybody = children(session.process.pid)
-    sampler = sampler_of(session.process.pid)
-    assert sampler is not None
 
     session.signal(signal.SIGKILL)
     session.process.wait()
