@@ -1,5 +1,6 @@
 """Standard streams that are closed, full, slow or gone: the jobs are not concerned."""
 
+import fcntl
 import os
 import shlex
 import signal
@@ -9,6 +10,8 @@ import pytest
 
 from tests.cli.harness import MOMENT, PROGRAM, Box, a_pipe
 from tests.waiting import PATIENCE_SECONDS, wait_until
+
+SMALLEST_PIPE_BYTES = 4096  # less than a screenful of what is said of jobs
 
 
 def shell(box: Box, words: str) -> subprocess.CompletedProcess[str]:
@@ -87,9 +90,10 @@ def test_a_reader_who_has_seen_enough_ends_nothing(box: Box, mode: tuple[str, ..
 
 def test_a_reader_who_never_reads_stalls_no_jobs(box: Box):
     """`2>&1 | less`, or Ctrl-S."""
-    names = [f"{'x' * 90}-{number}" for number in range(1500)]
+    names = [f"{'x' * 90}-{number}" for number in range(150)]
     listing = box.list_of([f": {name}" for name in names] + ["touch did"])
     with a_pipe() as (_, writing):
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, SMALLEST_PIPE_BYTES)
         process = subprocess.Popen(
             [*PROGRAM, *MOMENT, str(listing)],
             env=box.env,

@@ -330,13 +330,13 @@ def test_the_last_free_gpu_is_left_to_others():
 
 
 def test_caps_by_the_hour_hold_when_their_hour_comes_though_nothing_happens():
-    box = a_box(PretendJob(2 * HOUR), sweep(4), gpus=4)
+    box = a_box(PretendJob(HOUR / 4), sweep(4), gpus=4)
     box.interval_seconds = 10.0
-    box.clock.time = 20 * 86400.0 + 8.5 * HOUR
+    box.clock.time = 20 * 86400.0 + 8.9 * HOUR
 
     box.run(a_policy(most_gpus=parse_cap("1@00-09,3@09-24"), interval_seconds=10.0))
 
-    assert seconds_of_starts(box) == pytest.approx([0, HOUR / 2, HOUR / 2, 2 * HOUR], abs=1)
+    assert seconds_of_starts(box) == pytest.approx([0, HOUR / 10, HOUR / 10, HOUR / 4], abs=1)
 
 
 def test_under_a_cap_on_gpus_the_next_job_follows_at_once():

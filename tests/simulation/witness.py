@@ -1,5 +1,6 @@
 """What must hold after every tick of any history, by the box's own account."""
 
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ from smartsched.simulation.box import PretendBox
 
 # Deciding again at once is right after something was decided; doing so without end is not.
 MOST_TICKS_AT_ONE_MOMENT = 100
+# Colleagues may drive a job away often; but they leave, and then it comes to an end.
+MOST_ATTEMPTS = 300
 ACCOUNT = (
     "queue", "runs", "ended", "holds", "totals", "input_open", "read_to", "set_aside",
     "interrupted", "given_up", "cancelled", "paused", "closing", "halted", "before", "records",
@@ -70,6 +73,7 @@ class Witness:
         self.what_should_end_is_gone_soon(state, now)
         self.the_journal_says_the_same(state)
         for at, run, _command, gpu in self.box.launched[self.launches_seen :]:
+            assert run.attempt <= MOST_ATTEMPTS, "it is started anew without end"
             living = self.box.living.get(run)
             for index in living.gpu_indices if living is not None else [gpu]:
                 if state.policy.on_contention != "ignore" or not self.shares(run, index):
@@ -205,13 +209,15 @@ class Witness:
 
     def no_colleague_was_in_the_way(self, gpu: int, at: float) -> None:
         """Whenever the GPU was read within the window, the last time being no long ago."""
-        reads = [read for read in self.reads[gpu] if read <= at]
-        assert at - reads[-1] <= self.box.interval_seconds
-        window = self.limits.free_for_seconds
+        reads = self.reads[gpu]
+        count = bisect_right(reads, at)
+        last, window = reads[count - 1], self.limits.free_for_seconds
+        assert at - last <= self.box.interval_seconds
         assert at - reads[0] >= window - self.box.interval_seconds
-        for read in reads:
-            if reads[-1] - read < window or read == reads[-1]:
-                assert not self.is_above_thresholds(gpu, read)
+        for number in reversed(range(count)):
+            if last - reads[number] >= window and reads[number] != last:
+                break
+            assert not self.is_above_thresholds(gpu, reads[number])
 
     def shares(self, run: RunKey, gpu: int) -> bool:
         """Whether another run of ours is there."""
