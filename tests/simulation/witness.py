@@ -19,7 +19,7 @@ from smartsched.core.events import (
     RunRevoked,
 )
 from smartsched.core.freeness import Share, Thresholds
-from smartsched.core.model import JobId, Lingering, Outcome, RunKey, Stopping
+from smartsched.core.model import JobId, Lingering, Outcome, Run, RunKey, Stopping
 from smartsched.core.policy import Policy
 from smartsched.core.records import decode_line
 from smartsched.core.state import State
@@ -190,11 +190,10 @@ class Witness:
                 assert state.holds[gpu.key][run.launch.run].pid == run.pid
 
     def what_should_end_is_gone_soon(self, state: State, now: float) -> None:
-        grace = max(state.policy.grace_seconds, state.policy.yield_grace_seconds)
         for run in state.runs.values():
             if isinstance(run.status, Stopping | Lingering):
                 since = max(run.status.since, self._met_at)
-                assert now <= since + grace + 1, "nobody killed it"
+                assert now <= since + grace_of(run, state.policy) + 1, "nobody killed it"
 
     def the_journal_says_the_same(self, state: State) -> None:
         """As what happened, in this order; and if all of it is written, as what is believed."""
@@ -232,6 +231,15 @@ class Witness:
         return (
             held > self.limits.max_memory.percent or busiest > self.limits.max_utilization_percent
         )
+
+
+def grace_of(run: Run, policy: Policy) -> float:
+    """The longest that it may take its time, having been asked to end."""
+    if not isinstance(run.status, Stopping) or run.status.why != "contention":
+        return policy.grace_seconds
+    if policy.asks_for_checkpoints:  # then it may have all of it, as long as there is room
+        return max(policy.grace_seconds, policy.yield_grace_seconds)
+    return policy.yield_grace_seconds
 
 
 def is_unsettled(run: RunKey, state: State) -> bool:
