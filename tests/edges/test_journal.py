@@ -48,6 +48,12 @@ def written(path: Path, *batches: list[Event]) -> bytes:
     return path.read_bytes()
 
 
+def put(path: Path, data: bytes) -> None:
+    """As a new file: to write over an old one makes some filesystems wait for the disk."""
+    path.unlink()
+    path.write_bytes(data)
+
+
 def many(first: int, count: int) -> list[Event]:
     return [
         JobAccepted(T0, JobId(job), JobSpec(f"echo {job} " + "x" * 200, f"list:{job}", "/"))
@@ -144,13 +150,13 @@ def test_a_journal_cut_at_any_byte_holds_its_whole_records_and_goes_on(path: Pat
     ends = [at + 1 for at, byte in enumerate(data) if byte == 0x0A]
 
     for size in range(ends[0], len(data) + 1):
-        path.write_bytes(data[:size])
+        put(path, data[:size])
         whole = sum(end <= size for end in ends)
         journal = opened(path)
 
         assert list(journal.replay()) == HISTORY[:whole], size
         assert journal.cut_off_bytes == size - max(end for end in ends if end <= size)
-        assert journal.write(HISTORY[whole:]) is None
+        assert journal.write(HISTORY[whole:], durable=False) is None
         journal.close()
         assert path.read_bytes() == data
 
@@ -159,7 +165,7 @@ def test_a_journal_without_one_whole_record_is_damaged(path: Path):
     data = written(path, HISTORY)
 
     for size in range(data.index(b"\n") + 1):
-        path.write_bytes(data[:size])
+        put(path, data[:size])
         with pytest.raises(JournalDamagedError, match=r"events\.jsonl"):
             read(path)
 
@@ -169,7 +175,7 @@ def test_a_flipped_byte_anywhere_is_never_believed(path: Path, mask: int):
     data = written(path, HISTORY)
 
     for at in range(len(data) - 1):
-        path.write_bytes(data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
+        put(path, data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
         line = data[:at].count(b"\n") + 1
         with pytest.raises(JournalDamagedError, match=rf"events\.jsonl.* line {line}\b"):
             read(path)
@@ -191,7 +197,7 @@ def test_a_byte_turned_into_a_line_s_end_is_never_believed(path: Path):
     data = written(path, HISTORY)
 
     for at in range(0, len(data) - 1, 7):
-        path.write_bytes(data[:at] + b"\n" + data[at + 1 :])
+        put(path, data[:at] + b"\n" + data[at + 1 :])
         if data[at : at + 1] != b"\n":
             with pytest.raises(JournalDamagedError):
                 read(path)
