@@ -87,6 +87,8 @@ class _Planner:
         self._needs: dict[str, Need] = {}
         self._unmet: set[str] = set()
         self._waits_elsewhere: Wait | None = None  # what waits, but not for a GPU
+        # Two attempts at one job must not meet: what the first left behind has to go before.
+        self._lingering = {run.job for run in state.runs}
         self._hopeless: Mapping[Asked, str] = {}
         self._gpuless = any(asked_of(state.policy, asked)[0] == 0 for asked in state.asked)
         self.made = Plan()
@@ -104,10 +106,8 @@ class _Planner:
         state, made = self._state, self.made
         if self._hopeless and job.spec.asked in self._hopeless:
             return True
-        if job.not_before > self._now:
-            self._waits_elsewhere = self._waits_elsewhere or Wait(
-                "commands that failed are tried again later"
-            )
+        if (not_yet := self._why_not_yet(job)) is not None:
+            self._waits_elsewhere = self._waits_elsewhere or Wait(not_yet)
             return True
         if len(self._unmet) >= _MOST_LOOKED_AT:
             return False  # somewhere it has to end, and a list read as usual shows fewer jobs
@@ -122,6 +122,14 @@ class _Planner:
         need = self._needs[kind]
         self._place(job, need, kind)
         return True
+
+    def _why_not_yet(self, job: Job) -> str | None:
+        """Whatever GPUs there are."""
+        if job.not_before > self._now:
+            return "commands that failed are tried again later"
+        if job.id in self._lingering:
+            return f"{job.words} left processes behind, which are being stopped"
+        return None
 
     def _place(self, job: Job, need: Need, kind: str) -> None:
         state, now = self._state, self._now

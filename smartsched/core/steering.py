@@ -100,23 +100,15 @@ def _cancel(state: State, request: Cancel, now: Timestamp) -> tuple[Event, Answe
 
 def _retry(state: State, request: Retry, now: Timestamp) -> tuple[Event, Answer]:
     _check_goes_on(state)
-    over = state.given_up.keys() - _lingering(state)
+    over = state.given_up
     if request.all_failed:
-        chosen = sorted(job for job in over if state.given_up[job].outcome == "failed")
+        chosen = sorted(job for job in over if over[job].outcome == "failed")
     else:
-        chosen = _chosen(state, request.jobs, over, "retry")
+        chosen = _chosen(state, request.jobs, over.keys(), "retry")
     text = f"queued again: {_named(chosen)}" if chosen else "no job has failed"
-    if request.all_failed and (lingering := _lingering(state)):
-        text += f"; {_named(sorted(lingering))} left processes behind: ask again once they are gone"
-    elif request.all_failed and (forgotten := state.totals.failed - len(chosen)) > 0:
+    if request.all_failed and (forgotten := state.totals.failed - len(chosen)) > 0:
         text += f"; {forgotten:,} more failed too long ago: smartsched --resume-failed has them"
     return JobsRetried(now, request.id, tuple(chosen)), Answer(True, text, {"jobs": chosen})
-
-
-def _lingering(state: State) -> set[JobId]:
-    """Jobs that are over, while processes that they left behind are still being stopped. Two
-    attempts at one job must not meet."""
-    return {key.job for key in state.runs} & state.given_up.keys()
 
 
 def _check_goes_on(state: State) -> None:
@@ -152,7 +144,7 @@ def _known(state: State) -> list[Job]:
     return [*state.queue, *state.interrupted, *runs, *ended, *over]
 
 
-def _why_not(  # noqa: PLR0911  # a table: one case a reason
+def _why_not(  # a table: one case a reason
     state: State, text: str, found: set[JobId], verb: Literal["cancel", "retry"]
 ) -> str:
     nothing = f"nothing was {'cancelled' if verb == 'cancel' else 'queued again'}"
@@ -165,8 +157,6 @@ def _why_not(  # noqa: PLR0911  # a table: one case a reason
     if job > state.totals.accepted or job < 1:
         more = ", or it was not read from the list yet" if state.input_open else ""
         return f"there is no job {job}{more}; {nothing}"
-    if verb == "retry" and job in _lingering(state):
-        return f"job {job} left processes behind that are being stopped: ask again; {nothing}"
     if job in state.cancelled:
         return f"job {job} is being cancelled already; {nothing}"
     if verb == "cancel":

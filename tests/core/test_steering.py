@@ -56,6 +56,7 @@ from tests.builders import (
     exited,
     finished,
     launched,
+    launches,
     placed,
     see,
 )
@@ -415,17 +416,27 @@ def test_what_ended_well_is_not_run_again():
     assert not state.queue
 
 
-def test_two_attempts_at_one_job_do_not_meet():
-    state = after([*running(1), exited(1, ending=Exited(1), leftovers=1)])
-    settled(state)
+LEFT_SOMETHING_BEHIND = [
+    [*running(1), exited(1, ending=Exited(1), leftovers=1), finished(1, "failed"),
+     JobsRetried(T0, "r", (JobId(1),))],
+    [*running(1), RunStopping(T0, a_run(1)), exited(1, ending=TERMINATED, leftovers=1),
+     finished(1, "stopped"), RunResumed(T0, HOST, "{}")],
+]  # fmt: skip
 
-    assert "left processes behind" in asked(state, Retry("r", ("1",))).words
-    assert "left processes behind" in asked(state, Retry("s", (), all_failed=True)).words
-    assert not state.queue
 
-    for event in (RunStopping(T0 + 3, a_run(1)), RunCleared(T0 + 4, a_run(1))):
+@pytest.mark.parametrize("events", LEFT_SOMETHING_BEHIND, ids=["retried", "resumed"])
+def test_two_attempts_at_one_job_do_not_meet(events: list[Event]):
+    state = after(events)
+    see(state, a_snapshot(a_sample(0), a_sample(1), at=T0 + 6))
+
+    decision = decide(state, T0 + 6)
+
+    assert launches(decision) == []
+    assert decision.waiting is not None
+    assert "job 1 left processes behind" in decision.waiting.why
+    for event in (RunStopping(T0 + 6, a_run(1)), RunCleared(T0 + 6, a_run(1))):
         apply(state, event)
-    assert asked(state, Retry("t", ("1",))).done
+    assert [job for job, _ in launches(decide(state, T0 + 6))] == [1]
 
 
 def test_failures_of_an_earlier_dispatcher_no_longer_count_when_they_are_tried_again():
