@@ -10,6 +10,7 @@ from dataclasses import replace
 from smartsched.core import words
 from smartsched.core.events import GpuWithheld
 from smartsched.core.model import EndedRun, GpuKey, GpuSample, JobId, Lost, Running, Timestamp
+from smartsched.core.needs import asked_of
 from smartsched.core.state import (
     FAILURES_IN_A_ROW,
     QUICK_SECONDS,
@@ -49,25 +50,32 @@ def to_be_withheld(state: State, now: Timestamp) -> GpuWithheld | None:
 
 def _others_do_well(state: State, suspect: GpuKey, now: Timestamp) -> bool:
     """Whether a run that was started elsewhere since the failures began has done well, or has at
-    least lasted longer than they did."""
-    since = state.records[suspect].since
-    if any(r.proved_at >= since for gpu, r in state.records.items() if gpu != suspect):
+    least lasted longer than they did. What does well on a GPU that is withheld by now, or on none,
+    says nothing: were all GPUs withheld, their jobs would wait for ever."""
+    since, no_proof = state.records[suspect].since, state.withheld | {suspect}
+    if any(r.proved_at >= since for gpu, r in state.records.items() if gpu not in no_proof):
         return True
     return any(
         isinstance(run.status, Running)
         and since <= run.status.since <= now - QUICK_SECONDS
-        and suspect not in {gpu.key for gpu in run.status.placement.gpus}
+        and run.status.placement.gpus
+        and no_proof.isdisjoint(gpu.key for gpu in run.status.placement.gpus)
         for run in state.runs.values()
     )
 
 
 def why_all_fail(state: State) -> str | None:
-    """Where there is no other GPU to wait for, it is not the GPUs; None: that is not so."""
-    suspects = [key for key in state.records if is_suspect(state, key)]
-    if not suspects or not closed(state).issuperset(_usable(state)):
+    """Where no job that is left can wait for other GPUs, since there are too few: why nothing more
+    is started. Else None."""
+    shut = closed(state)
+    open_to_all = sum(1 for key in _usable(state) if key not in shut)
+    least = min((asked_of(state.policy, asked)[0] for asked in state.asked), default=0)
+    if not shut or open_to_all >= max(least, 1) or least == 0:
         return None
-    gpus = words.count(len(suspects), "GPU")
-    return f"{THE_COMMAND_FAILS}: {FAILURES_IN_A_ROW} in a row failed at once on {gpus}"
+    if suspects := [key for key in state.records if is_suspect(state, key)]:
+        gpus = words.count(len(suspects), "GPU")
+        return f"{THE_COMMAND_FAILS}: {FAILURES_IN_A_ROW} in a row failed at once on {gpus}"
+    return f"what is left needs {words.count(least, 'GPU')}, and too many are withheld"
 
 
 def _usable(state: State) -> list[GpuKey]:

@@ -14,9 +14,11 @@ from smartsched.core.events import (
     GpuWithheld,
     Halted,
     InputEnded,
+    JobAccepted,
     JobFinished,
     JobRecalled,
     JobRequeued,
+    JobsCancelled,
     RunCleared,
     RunKilled,
     RunMeasured,
@@ -45,6 +47,7 @@ from smartsched.core.state import QUICK_SECONDS, State
 from tests.builders import (
     HOST,
     T0,
+    a_command,
     a_key,
     a_placement,
     a_policy,
@@ -588,6 +591,55 @@ def test_jobs_on_two_gpus_that_failed_at_once_are_queued_again_once():
     assert [type(event).__name__ for event in events] == ["JobFinished", "GpuWithheld"]
     assert [job.id for job in state.queue] == [1, 2, 3, 5, 6, 7, 8, 9]
     assert state.totals.failed == 0
+
+
+def test_what_did_well_on_a_gpu_that_is_withheld_by_now_says_nothing_of_the_last_one():
+    state = black_hole(*ran(4, 1, at=T0 + 2, code=0))
+    settled(state, 5)
+    for job in (1, 2, 3):
+        for event in ran(job, 1, attempt=2, at=T0 + 10 + job):
+            apply(state, event)
+        settled(state, 12 + job)
+
+    assert state.withheld == {a_key(0)}
+    assert not launches(decide(seen(state, 20), T0 + 20))
+
+
+@pytest.mark.parametrize("wish", ["gpus=2", "gpus=3"])
+def test_nothing_more_is_started_where_too_many_gpus_are_withheld_for_what_is_left(wish: str):
+    state = black_hole(*ran(4, 1, at=T0 + 2, code=0))
+    settled(state, 5)
+    apply(state, JobsCancelled(T0 + 6, "r", tuple(job.id for job in state.queue)))
+    apply(state, JobAccepted(T0 + 6, JobId(10), a_command(f"train  # smartsched: {wish}")))
+
+    events = decide(seen(state, 10, gpus=3), T0 + 10).events
+
+    halted = [event for event in events if isinstance(event, Halted)]
+    assert bool(halted) == (wish == "gpus=3")
+
+
+def test_jobs_on_several_gpus_do_not_wait_for_a_suspect_one_for_ever():
+    state = after(accepted(3))
+    for job in (1, 2, 3):
+        for event in ran(job, 0, at=T0 + job):
+            apply(state, event)
+        settled(state, job + 1)
+    apply(state, JobAccepted(T0 + 6, JobId(4), a_command("train  # smartsched: gpus=2")))
+
+    events = decide(seen(state, 10), T0 + 10).events
+
+    assert [event.why for event in events if isinstance(event, Halted)] == [
+        f"{THE_COMMAND_FAILS}: 3 in a row failed at once on 1 GPU"
+    ]
+
+
+def test_a_job_without_a_gpu_says_nothing_of_gpus():
+    state = black_hole()
+    on_none = RunPlaced(T0 + 2, a_run(4), NO_GPU)
+    for event in (on_none, launched(4, at=T0 + 2)):
+        apply(state, event)
+
+    assert settled(state, 2 + QUICK_SECONDS) == []
 
 
 def test_a_suspect_gpu_takes_no_work():
