@@ -82,7 +82,7 @@ def _too_many(
     if not isinstance(sample, GpuSample) or watch.is_unattributed:
         return []
     there = {process.pid for process in strangers_at(state, watch)}
-    if not there and not watch.is_partly_hidden:
+    if not there and not (watch.is_partly_hidden and _are_all_listed(state, gpu, sample)):
         return []
     ours = [run for run in _runs_on(state, gpu) if run.key not in chosen]
     if _is_crossed(watch) or _may_take_all(state, gpu, watch):
@@ -90,6 +90,14 @@ def _too_many(
     if not has_somebody_new(watch, now) or _comes_back(state, gpu, now):
         return []
     return _to_make_room(state, gpu, watch, sample, ours)
+
+
+def _are_all_listed(state: State, gpu: GpuKey, sample: GpuSample) -> bool:
+    """Whether the driver lists every run of ours there: memory that nobody seems to use may be that
+    of one which it does not list, and would be met again wherever that one goes."""
+    return all(
+        any(hold.owns(process) for process in sample.processes) for hold in state.holds_on(gpu)
+    )
 
 
 def _may_take_all(state: State, gpu: GpuKey, watch: Watch) -> bool:

@@ -119,6 +119,17 @@ def test_in_a_container_nothing_is_packed():
     assert state.footprints == {}
 
 
+def test_jobs_that_the_driver_does_not_list_make_nobody_give_way_to_themselves():
+    seen, hidden = PretendJob(9.0), PretendJob(120.0, 20 * GIB, seen_by_driver=False)
+    jobs = {"seen": seen, "hidden": hidden}
+    box = PretendBox(1, jobs.__getitem__, [(0.0, "seen"), (0.0, "hidden")])
+
+    loop = box.run(a_policy(jobs_per_gpu=2, on_contention="requeue"), seconds=600)
+
+    assert loop.state.totals.ok == 2
+    assert len(box.launched) == 2
+
+
 def test_so_many_as_the_user_said_share_a_gpu_from_the_start():
     box = a_box(SMALL, sweep(4), gpus=2)
     most = runs_per_gpu(box)
