@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from tests.benchmarks.decisions.baselines import BASELINES
+from tests.benchmarks.decisions.colleagues import Habit
 from tests.benchmarks.decisions.harm import Score
 from tests.benchmarks.decisions.measure import ORACLE, Entrant, measure
 from tests.benchmarks.decisions.play import Setting, Smartsched
@@ -67,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--baseline", action="append", default=[], choices=BASELINES, help="one of these")
     add("--checkpointable", action="store_true", help="our jobs save their state when told to")
     add("--k2", type=float, default=Physics().k2, help="price of a crowded card (default .6)")
+    add(
+        "--habit",
+        choices=get_args(Habit),
+        default="any",
+        help="which of several empty cards a looking colleague takes (default: %(default)s)",
+    )
     add("--per-process", action="store_true", help="the driver tells processes' utilisation")
     add("--every-second", action="store_true", help="skip nothing (slow; to check the skipping)")
     add("--processes", type=int, default=os.cpu_count(), metavar="N", help="default: one a core")
@@ -86,6 +94,7 @@ def _settings(args: argparse.Namespace) -> list[Setting]:
             args.checkpointable,
             physics,
             every_second=args.every_second,
+            habit=args.habit,
         )
         for looking in kinds
         for name in args.scenarios.split(",")

@@ -5,9 +5,10 @@ come; only when it ends, and so when the next one comes, depends on what else go
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Literal
 
 from tests.benchmarks.decisions.phases import (
     CONTEXT_BYTES,
@@ -31,6 +32,11 @@ LONG_GAP_SIGMA = 1.4
 LOOKING_SHARE = 0.7  # survey: of colleagues where they look at all, who take the emptiest card
 WARM_UP_SECONDS = 3600.0  # before we come: assumed, so that the box is as full as it will be
 NAMES = ("alice", "bob", "chen", "dana", "emre", "fay")
+
+
+Habit = Literal["any", "first", "own"]
+"""Which of several empty cards a looking colleague takes: any; the first that nvidia-smi lists; the
+one that was this seat's before, if it is among them, else the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +78,15 @@ class Colleagues:
     scenario: Scenario
     seed: int
     looking: bool
+    habit: Habit = "any"
     choices: dict[tuple[int, int], int] | None = None
     visits: dict[tuple[int, int], Visit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         begin = START - WARM_UP_SECONDS
         for card in self.world.cards:
-            seat = _Seat(self, card.index, Random(f"{self.scenario.name}/{self.seed}/{card.index}"))
+            name = f"{self.scenario.name}/{self.seed}/{card.index}"
+            seat = _Seat(self, card.index, Random(name), Random(f"{name}/looks"))
             if seat.pick.random() < self.scenario.load:
                 first = seat.pick.uniform(0.0, WARM_UP_SECONDS / 4)
             else:
@@ -93,6 +101,7 @@ class _Seat:
     of: Colleagues
     index: int
     pick: Random
+    eye: Random  # of its own: how many cards are empty is not the same with and without us
     count: int = 0
 
     def arrive(self) -> None:
@@ -134,8 +143,23 @@ class _Seat:
         if choices is not None:
             return cards[choices.get((self.index, self.count), self.index)]
         if looks:
-            return min(cards, key=lambda c: (c.used_bytes, c.index != self.index, c.index))
+            least = min(card.used_bytes for card in cards)
+            emptiest = [card for card in cards if card.used_bytes == least]
+            return self._one_of(emptiest)
         return cards[self.index]
+
+    def _one_of(self, emptiest: Sequence[Card]) -> Card:
+        """Of several that are as empty as each other, which one they take (assumed: any; see
+        Colleagues.habit)."""
+        drawn = emptiest[int(self.eye.random() * len(emptiest))]
+        match self.of.habit:
+            case "any":
+                return drawn
+            case "first":
+                return emptiest[0]
+            case "own":
+                own = self.of.world.cards[self.index]
+                return own if own in emptiest else emptiest[0]
 
     def _draw_gap(self) -> float:
         pick = self.pick

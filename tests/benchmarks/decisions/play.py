@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from smartsched.cli.parser import parse
+from smartsched.cli.parser import build_parser
 from smartsched.config import configure
 from smartsched.core.policy import Policy
 from smartsched.core.state import State
 from smartsched.loop import Loop
 from smartsched.loop import World as Ports
 from tests.benchmarks.decisions import ports
-from tests.benchmarks.decisions.colleagues import WARM_UP_SECONDS, Colleagues
+from tests.benchmarks.decisions.colleagues import WARM_UP_SECONDS, Colleagues, Habit
 from tests.benchmarks.decisions.fleet import Fleet
 from tests.benchmarks.decisions.jobs import Job, make_jobs
 from tests.benchmarks.decisions.scenarios import Scenario
@@ -30,6 +30,7 @@ class Setting:
     checkpointable: bool = False
     physics: Physics = Physics()
     every_second: bool = False
+    habit: Habit = "any"
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ def new_game(setting: Setting, choices: dict[tuple[int, int], int] | None = None
     cards = make_cards(scenario.cards, scenario.card_bytes)
     noise = Random(f"{scenario.name}/{seed}/noise")
     world = World(cards, setting.physics, noise, START - WARM_UP_SECONDS)
-    colleagues = Colleagues(world, scenario, seed, setting.looking, choices)
+    colleagues = Colleagues(world, scenario, seed, setting.looking, setting.habit, choices)
     world.pass_until(START)
     jobs = make_jobs(scenario, seed, checkpointable=setting.checkpointable)
     return Game(setting, world, colleagues, Fleet(world), jobs)
@@ -80,8 +81,9 @@ class Smartsched:
     flags: Sequence[str]
 
     def policy(self, cards: int) -> Policy:
-        # --simulate: so that nothing depends on the environment of whoever measures.
-        args = parse([*self.flags, "--simulate", str(cards)])
+        # --simulate, and no settings: so that nothing depends on whoever measures.
+        args = build_parser().parse_args([*self.flags, "--simulate", str(cards)])
+        args.command = None
         return configure(args, "bench").policy
 
     def play(self, game: Game, deadline: float) -> None:
