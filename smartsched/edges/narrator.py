@@ -185,7 +185,8 @@ class Narrator:
             self._waiting_since = None
             self._say_why_at = float("inf")
         else:
-            self._maybe_say_why(decision.waiting.why, now, hurry=not state.runs)
+            why, hurry = decision.waiting.why, not state.runs
+            self._maybe_say_why(why, now, hurry=hurry, often=hurry and bool(state.queue))
         if self._verbose:
             self._tell_verdicts(state, now)
         self._view.refresh(state, now)
@@ -390,9 +391,9 @@ class Narrator:
                 text = f"{why}: stopping {running}" if state.runs else f"{why}: stopping"
         self._view.line(now, text, "notice")
 
-    def _maybe_say_why(self, why: str, now: Timestamp, *, hurry: bool) -> None:
+    def _maybe_say_why(self, why: str, now: Timestamp, *, hurry: bool, often: bool) -> None:
         patience = _SAY_WHY_WAITING_AFTER_SECONDS if hurry else _SAY_WHY_IDLING_AFTER_SECONDS
-        again = _SAY_WHY_WAITING_AGAIN_SECONDS if hurry else _SAY_WHY_IDLING_AGAIN_SECONDS
+        again = _SAY_WHY_WAITING_AGAIN_SECONDS if often else _SAY_WHY_IDLING_AGAIN_SECONDS
         if self._waiting_since is None:
             self._waiting_since = now
         kind = _DIGITS.sub("", why)
