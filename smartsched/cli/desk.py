@@ -8,21 +8,13 @@ from copy import copy
 from dataclasses import replace
 
 from smartsched.cli.limits import settle
-from smartsched.cli.parser import build_parser, remembered
+from smartsched.cli.parser import SETTABLE, build_parser, remembered
 from smartsched.core.model import Timestamp
 from smartsched.core.requests import Answer, SetOptions, Unusable
 from smartsched.core.state import State
 from smartsched.edges.inbox import FileInbox
 from smartsched.errors import UsageError
 from smartsched.ports import NewOptions, Request
-
-# What a living run can be told: thresholds, caps, manners, what becomes of failures.
-SETTABLE = {
-    "max_mem", "max_util", "min_free_mem", "max_procs", "free_for", "ignore_user", "ignore_pid",
-    "gpus_per_job", "jobs_per_gpu", "job_mem", "job_util", "oom_retries", "jobs", "max_gpus",
-    "leave_free", "prefer", "on_contention", "polite", "yield_grace", "grace", "retries",
-    "retry_delay", "timeout", "halt", "guard", "keep_open",
-}  # fmt: skip
 
 
 class Desk:

@@ -77,11 +77,11 @@ class _PrintCompletion(argparse.Action):
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Exits with 0 after --help and --version, with 2 on what cannot be parsed."""
-    from smartsched.cli import settings
-
     options, command = _split_off_command(list(words))
     parser = build_parser()
     flags = given(parser, options)
+    from smartsched.cli import settings  # not for --help, which is to come at once
+
     args = _layered(parser, settings.read(parser), {}, flags)
     args.command = command
     if command is not None and args.files:
@@ -121,7 +121,7 @@ def _layered(
                 lower |= {rival: parser.get_default(rival) for rival in rivals(parser, name)}
         lower |= values
     overruled = {*before, *flags}.union(*(rivals(parser, name) for name in (*before, *flags)))
-    return argparse.Namespace(**lower, settings=settings.without(overruled))
+    return argparse.Namespace(**lower, settings=settings.without(overruled), flags={*flags})
 
 
 def parser_defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -167,10 +167,18 @@ def _make_absolute(args: argparse.Namespace) -> None:
             setattr(args, option, plus + os.path.abspath(place))
 
 
+# What a living run can be told: thresholds, caps, manners, what becomes of failures.
+SETTABLE = {
+    "max_mem", "max_util", "min_free_mem", "max_procs", "free_for", "ignore_user", "ignore_pid",
+    "gpus_per_job", "jobs_per_gpu", "job_mem", "job_util", "oom_retries", "jobs", "max_gpus",
+    "leave_free", "prefer", "on_contention", "polite", "yield_grace", "grace", "retries",
+    "retry_delay", "timeout", "halt", "guard", "keep_open",
+}  # fmt: skip
 # What belongs to one invocation, not to the run.
 _NOT_REMEMBERED = {
     "files", "command", "resume", "resume_failed", "no_adopt", "assume_gone", "name", "state",
     "dry_run", "json", "progress", "quiet", "verbose", "no_color", "settings",
+    "flags",
     "notify",  # its URLs hold secrets
 }  # fmt: skip
 # What belongs to the box, unless a flag says so: its dispatchers have to agree on it now.
@@ -261,10 +269,10 @@ def parse_verb(parser: argparse.ArgumentParser, words: Sequence[str]) -> argpars
     """The words of a verb that takes some of these options (the `add_...` below), with what is set
     for them; of the others, what they are by default. Exits, or raises UsageError, on what cannot
     be parsed."""
-    from smartsched.cli import settings
-
     main = build_parser()
     flags = given(parser, words)
+    from smartsched.cli import settings
+
     set_for = settings.read(main).only({action.dest for action in parser._actions})
     asked = vars(_layered(parser, set_for, {}, flags))
     args = argparse.Namespace(**{**parser_defaults(main), "command": None, **asked})
@@ -367,7 +375,8 @@ def _add_jobs(group: argparse._ArgumentGroup) -> None:
     add(
         "--grace",
         metavar="TIME",
-        help="between SIGTERM and SIGKILL when jobs are stopped (default: 10s)",
+        default="10s",
+        help="between SIGTERM and SIGKILL when jobs are stopped (default: %(default)s)",
     )
     add(
         "--wait-timeout",
@@ -439,7 +448,8 @@ def _add_manners(group: argparse._ArgumentGroup) -> None:
     add(
         "--yield-grace",
         metavar="TIME",
-        help="between asking a job to give way and killing it (default: 2s)",
+        default="2s",
+        help="between asking a job to give way and killing it (default: %(default)s)",
     )
     add(
         "--checkpoint-signal",

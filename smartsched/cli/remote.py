@@ -8,7 +8,6 @@ from typing import Any
 
 from smartsched.cli.host import this_host
 from smartsched.cli.session import state_folder
-from smartsched.cli.verbs import VerbParser
 from smartsched.config import run_of_this_job
 from smartsched.core.events import Event, RunBegan
 from smartsched.core.records import decode_line
@@ -20,32 +19,6 @@ from smartsched.errors import JournalDamagedError, StateError, UsageError
 
 # A run that is stopped, or whose disk does not answer, is not waited for any longer.
 _PATIENCE_SECONDS = 10.0
-
-
-class RemoteParser(VerbParser):
-    """`what`: of the argument that names the run; "": it is an option, so that something else can
-    be the argument."""
-
-    def __init__(self, verb: str, description: str, *, is_argument: bool) -> None:
-        super().__init__(verb, description)
-        which = "which run (default: the one that lives; in its jobs, theirs)"
-        if is_argument:
-            self.add_argument("run", metavar="RUN", nargs="?", help=which)
-        else:
-            self.add_argument("--name", "--run", dest="run", metavar="RUN", help=which)
-        self.add_argument(
-            "--state",
-            metavar="DIR",
-            help="where runs are remembered (default: ~/.local/state/smartsched)",
-        )
-
-    def parse(self, words: list[str]) -> argparse.Namespace:
-        args = self.parse_args(words)
-        if args.state == "":
-            self.error("--state needs the name of a folder")
-        if args.state is not None:
-            args.state = os.path.abspath(os.path.expanduser(args.state))
-        return args
 
 
 def runs_at(args: argparse.Namespace) -> Runs:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from smartsched.cli.remote import RemoteParser, request
+from smartsched.cli.asking import RemoteParser
 
 _DESCRIPTION = """\
 Queue jobs of a living run again that failed for good or were cancelled. Of a run that has ended,
@@ -18,6 +18,8 @@ def main(words: list[str]) -> int:
     args = parser.parse(words)
     if bool(args.jobs) == args.failed:
         parser.error("say which jobs, or --failed")
+    from smartsched.cli.remote import request
+
     return request(args, "retry", jobs=args.jobs, failed=args.failed)
 
 

@@ -5,9 +5,9 @@ import re
 from copy import copy
 from typing import Any
 
-from smartsched.cli.desk import SETTABLE
+from smartsched.cli.asking import RemoteParser
+from smartsched.cli.parser import SETTABLE
 from smartsched.cli.parser import build_parser as main_parser
-from smartsched.cli.remote import RemoteParser, request
 
 _DESCRIPTION = """\
 Change options of a living run; they mean what they mean for smartsched itself. `default` takes a
@@ -25,6 +25,8 @@ def main(words: list[str]) -> int:
     options = {name: value for name in SETTABLE if (value := getattr(args, name)) is not None}
     if not options:
         parser.error("say what to change, such as --max-mem 30%")
+    from smartsched.cli.remote import request
+
     return request(args, "set", options={name: _given(value) for name, value in options.items()})
 
 

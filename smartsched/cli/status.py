@@ -1,18 +1,8 @@
 """`smartsched status`: how a run stands."""
 
 import argparse
-import json
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
 
-from smartsched.cli.remote import Line, RemoteParser, history, runs_at, which_run
-from smartsched.config import wants_color
-from smartsched.core.apply import replay
-from smartsched.core.policy import Policy
-from smartsched.core.status import status
-from smartsched.edges.clock import SteadyClock
-from smartsched.edges.runs import Runs
+from smartsched.cli.asking import RemoteParser
 
 _DESCRIPTION = """\
 Show what a run does: its jobs that run and wait, why they wait, and the GPUs as it sees them. Of a
@@ -24,50 +14,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> int:
-    parser = _parser()
-    args = parser.parse(words)
-    runs = runs_at(args)
-    name = which_run(runs, args, living=False)
-    if args.watch:
-        return _watch(runs, name, args)
-    facts = found(runs, name)
-    if args.json:
-        print(json.dumps(facts, indent=2))
-    else:
-        from smartsched.edges.tables import print_status
+    args = _parser().parse(words)
+    from smartsched.cli import standing
 
-        print_status(facts, color=wants_color(args))
-    return 0
-
-
-def found(runs: Runs, name: str) -> Mapping[str, Any]:
-    """How it stands, by its own word if it lives, else by its journal."""
-    facts: Mapping[str, Any] | None = None
-    holder = runs.who_holds(name)
-    if holder is not None:
-        line = Line(runs, name)
-        try:
-            answer = line.ask("status")
-        finally:
-            line.close()
-        facts = answer.facts if answer is not None else None
-    about = {"run": name, "folder": str(runs.path(name)), "held_by": holder}
-    if facts is not None:
-        return {**about, **facts}
-    state = replay(Policy(name), history(runs, name))
-    facts = dict(status(state, None, SteadyClock().now()))
-    left = bool(state.queue or state.input_open or state.interrupted or state.runs)
-    facts["phase"] = "silent" if holder is not None else "left" if left else "ended"
-    facts["gpus"] = []
-    return {**about, **facts}
-
-
-def _watch(runs: Runs, name: str, args: argparse.Namespace) -> int:
-    from smartsched.edges.tables import watch_status
-
-    with suppress(KeyboardInterrupt):
-        watch_status(lambda: found(runs, name), color=wants_color(args), as_json=args.json)
-    return 0
+    return standing.main(args)
 
 
 def _parser() -> RemoteParser:

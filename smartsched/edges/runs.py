@@ -72,8 +72,7 @@ class RunFolder:
             try:
                 os.unlink(name, dir_fd=self.fd)
             except OSError:
-                with suppress(OSError):
-                    os.rmdir(name, dir_fd=self.fd)
+                shutil.rmtree(name, ignore_errors=True, dir_fd=self.fd)
         with suppress(OSError):
             os.rmdir(self.path)
 

@@ -1,0 +1,104 @@
+"""`smartsched runs`: all that are remembered."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from smartsched.cli.remote import beginning, runs_at
+from smartsched.cli.runs import build_parser
+from smartsched.core.units import parse_duration
+from smartsched.edges.clock import SteadyClock
+from smartsched.edges.inbox import has_requests
+from smartsched.edges.runs import Runs
+from smartsched.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    run: str
+    stands: Literal["alive", "left", "complete", "damaged"]
+    began: float | None  # seconds since 1970-01-01; None: its journal does not say
+    folder: str | None  # where it was started
+    ok: int
+    failed: int
+    cancelled: int
+    left: int  # as far as the list was read
+    held_by: str | None
+    has_requests: bool  # that nobody has seen to yet
+
+
+def main(words: list[str]) -> int:
+    parser = build_parser()
+    args = parser.parse_args(words)
+    if args.state is not None:
+        args.state = os.path.abspath(os.path.expanduser(args.state))
+    runs = runs_at(args)
+    if args.remove is not None:
+        return _remove(runs, args.remove)
+    rows = [row(runs, name) for name in runs.names()]
+    if args.prune is not None:
+        return _prune(runs, rows, args.prune)
+    rows.sort(key=lambda each: each.began or 0.0, reverse=True)
+    if args.json:
+        print(json.dumps({"smartsched_runs": 1, "runs": [asdict(each) for each in rows]}, indent=2))
+    elif rows:
+        from smartsched.edges.tables import print_runs
+
+        print_runs(rows)
+    else:
+        print("there is no run yet: smartsched < commands.txt makes one")
+    return 0
+
+
+def row(runs: Runs, name: str) -> Row:
+    holder = runs.who_holds(name)
+    began = beginning(runs, name)
+    counted = runs.count(name)
+    stands: Literal["alive", "left", "complete", "damaged"]
+    if holder is not None:
+        stands = "alive"
+    elif began is None:
+        stands = "damaged"
+    else:
+        stands = "complete" if counted.complete else "left"
+    return Row(
+        run=name,
+        stands=stands,
+        began=None if began is None else began.at,
+        folder=None if began is None else began.directory,
+        ok=counted.ok,
+        failed=counted.failed,
+        cancelled=counted.cancelled,
+        left=max(0, counted.accepted - counted.ok - counted.failed - counted.cancelled),
+        held_by=holder,
+        has_requests=has_requests(runs.path(name)),
+    )
+
+
+def _remove(runs: Runs, names: Sequence[str]) -> int:
+    known = runs.names()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no run {name}: smartsched runs lists them")
+        if (holder := runs.who_holds(name)) is not None:
+            raise UsageError(f"run {name} is alive ({holder}): smartsched cancel --all ends it")
+    for name in names:
+        runs.remove(name)
+        print(f"forgot run {name}")
+    return 0
+
+
+def _prune(runs: Runs, rows: Sequence[Row], age: str) -> int:
+    try:
+        oldest = SteadyClock().now() - parse_duration(age)
+    except UsageError as error:
+        raise UsageError(f"--prune: {error}") from error
+    old = [row for row in rows if row.stands == "complete" and (row.began or 0.0) < oldest]
+    for each in old:
+        runs.remove(each.run)
+        print(f"forgot run {each.run}")
+    if not old:
+        print(f"no complete run is older than {age}")
+    return 0
