@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from smartsched.cli.doctor import build_parser
 from smartsched.cli.host import this_place
 from smartsched.cli.limits import settle
 from smartsched.cli.parser import build_parser as build_main_parser
@@ -34,8 +33,7 @@ class Finding:
     text: str  # what is so; if it is not ok, also what to do
 
 
-def main(words: list[str]) -> int:
-    args = build_parser().parse_args(words)
+def main(args: argparse.Namespace) -> int:
     findings = []
     for finding in _examine():
         findings.append(finding)

@@ -16,6 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> int:
+    args = build_parser().parse_args(words)
     from smartsched.cli import checking  # not for its help, which is to come at once
 
-    return checking.main(words)
+    return checking.main(args)

@@ -14,8 +14,8 @@ from smartsched.edges.footprints import FootprintFile, Learned
 from smartsched.edges.runs import open_own_file
 
 
-def main(words: list[str]) -> int:
-    args = _parse(words)
+def main(args: argparse.Namespace) -> int:
+    _complete(args)
     warnings: list[str] = []
     file = FootprintFile(state_folder(args), this_host(), open_own_file, warnings.append)
     try:
@@ -39,14 +39,11 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
-    parser = build_parser()
-    args = parser.parse_args(words)
+def _complete(args: argparse.Namespace) -> None:
     if args.state == "":
-        parser.error("--state needs the name of a folder")
+        build_parser().error("--state needs the name of a folder")
     if args.state is not None:
         args.state = os.path.abspath(os.path.expanduser(args.state))
-    return args
 
 
 def _print_object(shapes: dict[str, Learned], path: Path) -> None:

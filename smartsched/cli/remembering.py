@@ -1,5 +1,6 @@
 """`smartsched runs`: all that are remembered."""
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -7,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from smartsched.cli.remote import beginning, runs_at
-from smartsched.cli.runs import build_parser
 from smartsched.core.units import parse_duration
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.inbox import has_requests
@@ -29,9 +29,7 @@ class Row:
     has_requests: bool  # that nobody has seen to yet
 
 
-def main(words: list[str]) -> int:
-    parser = build_parser()
-    args = parser.parse_args(words)
+def main(args: argparse.Namespace) -> int:
     if args.state is not None:
         args.state = os.path.abspath(os.path.expanduser(args.state))
     runs = runs_at(args)

@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> int:
+    args = build_parser().parse_args(words)
     from smartsched.cli import reporting  # not for its help, which is to come at once
 
-    return reporting.main(words)
+    return reporting.main(args)

@@ -28,8 +28,8 @@ _LOCK = "lock"
 _SLIDE_PIXELS = 1200
 
 
-def main(words: list[str]) -> int:
-    args = _parse(words)
+def main(args: argparse.Namespace) -> int:
+    _complete(args)
     pictures.check()
     runs = runs_of(args)
     name = _which(runs, args)
@@ -54,12 +54,10 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
-    parser = build_parser()
-    args = parser.parse_args(words)
+def _complete(args: argparse.Namespace) -> None:
     for option in ("state", "output"):
         if getattr(args, option) == "":
-            parser.error(
+            build_parser().error(
                 f"--{option} needs the name of a {'folder' if option == 'state' else 'file'}"
             )
     if args.state is not None:
@@ -69,7 +67,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
     if args.format is None:
         ending = Path(args.output or "").suffix.lower().removeprefix(".")
         args.format = ending if ending in _FORMATS else "html"
-    return args
 
 
 def _which(runs: Runs, args: argparse.Namespace) -> str:

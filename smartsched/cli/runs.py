@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> int:
+    args = build_parser().parse_args(words)
     from smartsched.cli import remembering  # not for its help, which is to come at once
 
-    return remembering.main(words)
+    return remembering.main(args)

@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> int:
+    args = build_parser().parse_args(words)
     from smartsched.cli import learned  # not for its help, which is to come at once
 
-    return learned.main(words)
+    return learned.main(args)
