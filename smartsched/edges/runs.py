@@ -169,7 +169,7 @@ class Runs:
     def open(self, name: str) -> RunFolder:
         """Raises StateError if there is none, or if somebody holds it."""
         if not _NAME.fullmatch(name):
-            raise StateError(f"there is no run {name!r}")
+            raise StateError(f"there is no run {name!r}: smartsched runs lists them")
         try:
             runs_fd = self._open_runs()
             try:
@@ -177,7 +177,7 @@ class Runs:
             finally:
                 os.close(runs_fd)
         except FileNotFoundError as error:
-            raise StateError(f"there is no run {name}") from error
+            raise StateError(f"there is no run {name}: smartsched runs lists them") from error
         except OSError as error:
             raise self._unusable(error) from error
         try:
@@ -287,7 +287,10 @@ class Runs:
             holder = _holder(fd)
             os.close(fd)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise StateError(f"run {name} is alive: {_who(holder)}") from error
+                raise StateError(
+                    f"run {name} is alive: {_who(holder)}; smartsched status {name} shows it,"
+                    f" smartsched cancel --all --name {name} ends it"
+                ) from error
             raise StateError(
                 f"cannot lock {self._folder / name}: {error.strerror}; {_ADVICE}"
             ) from error
