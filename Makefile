@@ -32,8 +32,8 @@ format: $(INSTALLED)  ## bring the code into shape
 	$(BIN)/ruff check --fix .
 
 man: $(INSTALLED)  ## bring the manual up to date with the options
-	$(BIN)/python man/make.py > man/smartsched.1.new
-	@mv man/smartsched.1.new man/smartsched.1
+	$(BIN)/python docs/make_manual.py > docs/smartsched.1.new
+	@mv docs/smartsched.1.new docs/smartsched.1
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ from smartsched.cli.parser import build_parser
 from smartsched.cli.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "man/smartsched.1"
+PAGE = ROOT / "docs/smartsched.1"
 
 
 def test_the_manual_is_up_to_date():
@@ -21,7 +21,11 @@ def test_the_manual_is_up_to_date():
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "60"}
 
     made = subprocess.run(
-        [sys.executable, ROOT / "man/make.py"], env=env, capture_output=True, text=True, check=True
+        [sys.executable, ROOT / "docs/make_manual.py"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     assert made.stdout == PAGE.read_text(), "run `make man`"
@@ -47,4 +51,4 @@ def test_an_installation_puts_it_where_man_looks():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
     shared = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
-    assert shared == {"man/smartsched.1": "share/man/man1/smartsched.1"}
+    assert shared == {"docs/smartsched.1": "share/man/man1/smartsched.1"}
