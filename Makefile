@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := 4,seed=2 --free-for 2s
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: check test demo format man lint types soak gpu bench bench-decisions help
+.PHONY: check test demo format man pictures lint types soak gpu bench bench-decisions help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,6 +34,9 @@ format: $(INSTALLED)  ## bring the code into shape
 man: $(INSTALLED)  ## bring the manual up to date with the options
 	$(BIN)/python docs/make_manual.py > docs/smartsched.1.new
 	@mv docs/smartsched.1.new docs/smartsched.1
+
+pictures: $(INSTALLED)  ## draw the README's pictures anew
+	$(BIN)/python docs/make_pictures.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
