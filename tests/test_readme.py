@@ -12,9 +12,8 @@ from smartsched.cli.verbs import VERBS, verb
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.compile(
-    r"^```(?:console)?\n(.*?)^```|((?:^ {4}[^ ].*\n(?: {8}.*\n)*)+)", re.MULTILINE | re.DOTALL
-)
+FENCED = re.compile(r"^```(?:console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"((?:^ {4}.*\n)+)", re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
 OPTION = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
 COMMAND = re.compile(r"(?:^ *|[|(] ?|\$ |')smartsched (.*)")
