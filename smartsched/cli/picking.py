@@ -126,7 +126,8 @@ class _Pick:
             if (outcome := _outcome(decision)) is not None:
                 return outcome
             if decision.waiting is not None and not self._is_worth_waiting(now, window_closes_at):
-                return _None(_in_full(decision.waiting.why), EXIT_NONE_PICKED)
+                why = decision.waiting.why.replace("a command needs", "-n asks for", 1)
+                return _None(_in_full(why), EXIT_NONE_PICKED)
             self._onlooker.waiter.wait(self._wake_at(decision, window_closes_at))
 
     def _hear(self, now: Timestamp) -> _None | None:

@@ -108,7 +108,7 @@ def _why_nothing_is_asked_for(state: State) -> Wait | None:
     if state.paused and (state.queue or state.input_open):
         return Wait("the run is paused: smartsched continue")
     if state.policy.keeps_open and not (state.queue or state.runs or state.input_open):
-        return Wait("there is no job left: smartsched add gives it more, Ctrl-C ends it")
+        return Wait("there is no job left: smartsched add gives it more, Ctrl-C or SIGTERM ends it")
     return None
 
 

@@ -186,7 +186,7 @@ class LiveView:
         self, at: Timestamp, text: str, tone: Literal["plain", "good", "bad", "notice"]
     ) -> None:
         stamp = time.strftime("%H:%M:%S ", time.localtime(at))
-        said = Text(stamp, "dim") + Text(words.printable(text), _TONES[tone])
+        said = Text.assemble((stamp, "dim"), (words.printable(text), _TONES[tone]))
         with self._console.capture() as capture:  # the terminal wraps it, and anew when it changes
             self._console.print(said, soft_wrap=True)
         self._guarded(lambda: self._canvas.above(capture.get().rstrip("\n"), said.cell_len))

@@ -711,6 +711,8 @@ def test_tagged_output_goes_on_where_a_dead_dispatcher_stopped(box: Box):
         *MOMENT, "--gpus", "0", "--output", "tag", str(box.list_of([command, "echo next"]))
     )
     wait_until(lambda: first.out == "[1 gpu 0] one\n", "it shows the first line", first.dump)
+    shown = box.run_folder() / "output" / "0001.1.shown"
+    wait_until(lambda: shown.read_text().startswith(f"{4:020d}"), "it knows that it did")
     first.says("job 1 started")
     first.crash()
     (box.folder / "crashed").touch()
