@@ -512,7 +512,7 @@ def _add_failures(group: argparse._ArgumentGroup) -> None:
         "--on-finish",
         metavar="CMD",
         help="run this for every finished job, with SMARTSCHED_JOB, SMARTSCHED_OUTCOME (ok,"
-        " failed), SMARTSCHED_EXIT_STATUS, SMARTSCHED_COMMAND ... in its environment",
+        " failed, stopped, cancelled), SMARTSCHED_EXIT_STATUS, SMARTSCHED_COMMAND ... in its environment",
     )
 
 
