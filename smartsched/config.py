@@ -132,7 +132,12 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
 
 
 def wants_color(args: argparse.Namespace) -> bool:
-    return not args.no_color and not os.environ.get("NO_COLOR")
+    return not args.no_color and not is_colorless()
+
+
+def is_colorless() -> bool:
+    """https://no-color.org"""
+    return bool(os.environ.get("NO_COLOR"))
 
 
 def run_of_this_job() -> str | None:

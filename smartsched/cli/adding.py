@@ -23,13 +23,18 @@ def main(args: argparse.Namespace, argv: list[str] | None) -> int:
     runs = runs_at(args)
     line = Line(runs, which_run(runs, args, living=True))
     try:
-        for begin in range(0, len(commands), MOST_COMMANDS):
-            some = commands[begin : begin + MOST_COMMANDS]
+        # All of it lies there before the first answer: a dispatcher that is slow loses nothing.
+        parts = [commands[n : n + MOST_COMMANDS] for n in range(0, len(commands), MOST_COMMANDS)]
+        numbers = [line.put("add", commands=part, directory=os.getcwd()) for part in parts]
+        refused = 0
+        why: UsageError | None = None
+        for part, number in zip(parts, numbers, strict=True):
             try:
-                tell(line, line.ask("add", commands=some, directory=os.getcwd()))
+                tell(line, line.wait_for(number))
             except UsageError as error:
-                before = f"; the first {begin:,} commands were added" if begin else ""
-                raise UsageError(f"{error}{before}") from error
+                refused, why = refused + len(part), error
+        if why is not None:
+            raise UsageError(f"{why}; {refused:,} of {len(commands):,} commands were not added")
         return 0
     finally:
         line.close()

@@ -9,7 +9,9 @@ from dataclasses import replace
 
 from smartsched.cli.limits import settle
 from smartsched.cli.parser import SETTABLE, build_parser, remembered
+from smartsched.core.impossible import impossible, why_no_job_can_start
 from smartsched.core.model import Timestamp
+from smartsched.core.policy import Policy
 from smartsched.core.requests import Answer, SetOptions, Unusable
 from smartsched.core.state import State
 from smartsched.edges.inbox import FileInbox
@@ -45,12 +47,24 @@ class Desk:
             seen = [watch.latest for watch in self._state.gpus.values()]
             if config.policy.preference != policy.preference:
                 config.policy.preference.check(seen)
+            new = replace(config.policy, selection=policy.selection)
+            _check_leaves_hope(self._state, new)
         except UsageError as error:
             return Unusable(request.id, f"{error}; nothing was changed")
         self._args = args
-        new = replace(config.policy, selection=policy.selection)
         limited = [note for note in config.notes if note not in self._notes]
         return NewOptions(request.id, remembered(args), new, "; ".join([words, *limited]))
+
+
+def _check_leaves_hope(state: State, policy: Policy) -> None:
+    """Jobs that wait must not fail for good since a cap was lowered. Raises UsageError."""
+    before = set(impossible(state))
+    by_then = replace(state, policy=policy)
+    no_job, hopeless = why_no_job_can_start(by_then), impossible(by_then)
+    if no_job is not None:
+        raise UsageError(f"no job could start any more: {no_job} (smartsched pause stops starting)")
+    if lost := [why for asked, why in hopeless.items() if asked not in before]:
+        raise UsageError(f"jobs that wait could never start then: {lost[0]}")
 
 
 def changed(args: argparse.Namespace, request: SetOptions) -> tuple[argparse.Namespace, str]:

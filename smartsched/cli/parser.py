@@ -442,7 +442,8 @@ def _add_manners(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--polite",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="--on-contention requeue --leave-free 1",
     )
     add(
@@ -512,7 +513,7 @@ def _add_failures(group: argparse._ArgumentGroup) -> None:
         "--on-finish",
         metavar="CMD",
         help="run this for every finished job, with SMARTSCHED_JOB, SMARTSCHED_OUTCOME (ok,"
-        " failed, stopped, cancelled), SMARTSCHED_EXIT_STATUS, SMARTSCHED_COMMAND ... in its environment",
+        " failed, stopped, cancelled), SMARTSCHED_EXIT_STATUS, SMARTSCHED_COMMAND ... to go by",
     )
 
 

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from smartsched.cli.claiming import claim_files_for
+from smartsched.cli.limits import settle
 from smartsched.cli.looking import Onlooker
 from smartsched.cli.wiring import check_source
-from smartsched.config import Config, configure, flag
+from smartsched.config import Config, flag
 from smartsched.core.actions import Claim, Launch, Refresh, Release
 from smartsched.core.apply import apply
 from smartsched.core.decide import Decision, decide
@@ -42,7 +43,7 @@ def pick(args: argparse.Namespace) -> int:
     if args.wait:
         flag("--wait", parse_positive_duration, args.wait)
     args.wait_timeout = args.wait or None
-    config = configure(args, "pick")
+    config = settle(args, "pick")
     if hold_seconds is not None and config.claims is None:
         raise UsageError("--hold holds a claim: it goes without --no-claims and pretend GPUs")
     check_source(args)

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from smartsched.cli.remote import beginning, runs_at
+from smartsched.cli.remote import beginning, history, runs_at
+from smartsched.cli.standing import found
+from smartsched.config import is_colorless
+from smartsched.core.apply import replay
+from smartsched.core.policy import Policy
 from smartsched.core.units import parse_duration
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.inbox import has_requests
@@ -44,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     elif rows:
         from smartsched.edges.tables import print_runs
 
-        print_runs(rows)
+        print_runs(rows, color=not is_colorless())
     else:
         print("there is no run yet: smartsched < commands.txt makes one")
     return 0
@@ -61,15 +65,22 @@ def row(runs: Runs, name: str) -> Row:
         stands = "damaged"
     else:
         stands = "complete" if counted.complete else "left"
+    numbers = {
+        "ok": counted.ok,
+        "failed": counted.failed,
+        "cancelled": counted.cancelled,
+        "left": counted.left,
+    }
+    if holder is not None:
+        jobs = found(runs, name)["jobs"]
+        numbers |= {what: jobs[what] for what in ("ok", "failed", "cancelled")}
+        numbers["left"] = jobs["running"] + jobs["waiting"]
     return Row(
         run=name,
         stands=stands,
         began=None if began is None else began.at,
         folder=None if began is None else began.directory,
-        ok=counted.ok,
-        failed=counted.failed,
-        cancelled=counted.cancelled,
-        left=max(0, counted.accepted - counted.ok - counted.failed - counted.cancelled),
+        **numbers,
         held_by=holder,
         has_requests=has_requests(runs.path(name)),
     )
@@ -81,7 +92,13 @@ def _remove(runs: Runs, names: Sequence[str]) -> int:
         if name not in known:
             raise UsageError(f"there is no run {name}: smartsched runs lists them")
         if (holder := runs.who_holds(name)) is not None:
-            raise UsageError(f"run {name} is alive ({holder}): smartsched cancel --all ends it")
+            raise UsageError(
+                f"run {name} is alive ({holder}): smartsched cancel --all --name {name} ends it"
+            )
+        if replay(Policy(name), history(runs, name)).runs:
+            raise UsageError(
+                f"jobs of run {name} may still run: see to them with smartsched --resume {name}"
+            )
     for name in names:
         runs.remove(name)
         print(f"forgot run {name}")
@@ -93,7 +110,8 @@ def _prune(runs: Runs, rows: Sequence[Row], age: str) -> int:
         oldest = SteadyClock().now() - parse_duration(age)
     except UsageError as error:
         raise UsageError(f"--prune: {error}") from error
-    old = [row for row in rows if row.stands == "complete" and (row.began or 0.0) < oldest]
+    over = [row for row in rows if row.stands == "complete" and not row.has_requests]
+    old = [row for row in over if (row.began or 0.0) < oldest]
     for each in old:
         runs.remove(each.run)
         print(f"forgot run {each.run}")

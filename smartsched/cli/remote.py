@@ -34,8 +34,8 @@ def which_run(runs: Runs, args: argparse.Namespace, *, living: bool) -> str:
             known = f": there are {', '.join(names[:5])}" if names else ""
             raise UsageError(f"there is no run {args.run}{known}; smartsched runs lists them")
         return str(args.run)
-    if (ours := run_of_this_job()) is not None and ours in names:
-        return ours
+    if (ours := run_of_this_job()) is not None:
+        return _checked(ours, names)
     alive = [name for name in names if runs.who_holds(name) is not None]
     here = [name for name in alive if begun_in(runs, name) == os.getcwd()]
     if len(alive) == 1 or len(here) == 1:
@@ -49,6 +49,16 @@ def which_run(runs: Runs, args: argparse.Namespace, *, living: bool) -> str:
     if not names:
         raise UsageError("there is no run yet: smartsched < commands.txt makes one")
     return (latest_here or names)[0]
+
+
+def _checked(run: str, names: list[str]) -> str:
+    """The run of the job that asks: never another one in its place."""
+    if run not in names:
+        raise UsageError(
+            f"this is a job of run {run}, which is remembered elsewhere: say --state DIR, or name"
+            " another run"
+        )
+    return run
 
 
 def begun_in(runs: Runs, name: str) -> str | None:
@@ -99,15 +109,22 @@ class Line:
 
     def ask(self, verb: str, **what: Any) -> Answer | None:
         """The answer; None: there is none yet, and what was asked for stays to be done."""
-        request: Mapping[str, Any] = {"smartsched_request": VERSION, "verb": verb, **what}
-        try:
-            number = self._sender.send(request)
-        except OSError as error:
-            raise StateError(f"cannot ask run {self.name}: {error.strerror}") from error
-        answer = self._sender.wait_for(number, self.is_alive, _PATIENCE_SECONDS)
+        number = self.put(verb, **what)
+        answer = self.wait_for(number)
         if answer is None and verb == "status":
             self._sender.take_back(number)
         return answer
+
+    def put(self, verb: str, **what: Any) -> str:
+        """Ask, and wait for nothing; what the request is known by."""
+        request: Mapping[str, Any] = {"smartsched_request": VERSION, "verb": verb, **what}
+        try:
+            return self._sender.send(request)
+        except OSError as error:
+            raise StateError(f"cannot ask run {self.name}: {error.strerror}") from error
+
+    def wait_for(self, request: str) -> Answer | None:
+        return self._sender.wait_for(request, self.is_alive, _PATIENCE_SECONDS)
 
     def close(self) -> None:
         self._sender.close()

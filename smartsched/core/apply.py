@@ -228,7 +228,7 @@ def _add(state: State, event: JobsAdded) -> None:
     if event.first != state.next_job():
         raise IllegalTransitionError(event, state.totals)
     for spec in event.specs:
-        job = Job(state.next_job(), spec)
+        job = Job(state.next_job(), spec, is_added=True)
         state.totals.accepted += 1
         _enqueue_behind_all(state, job, event.at)
 
@@ -249,6 +249,7 @@ def _cancel(state: State, event: JobsCancelled) -> None:
         state.totals.cancelled += 1
         give_up(state, GivenUp(job, "cancelled"))
     if event.rest:
+        state.all_cancelled = True
         _end_input(state)
 
 
@@ -268,7 +269,8 @@ def _retry(state: State, event: JobsRetried) -> None:
                 each.failed -= 1
             else:
                 each.cancelled -= 1
-        _enqueue_behind_all(state, Job(job.id, job.spec, job.attempts), event.at)
+        again = Job(job.id, job.spec, job.attempts, is_added=job.is_added)
+        _enqueue_behind_all(state, again, event.at)
 
 
 def _end_input(state: State) -> None:
@@ -318,12 +320,14 @@ def _may_be_recalled(state: State, job: JobId) -> bool:
 
 
 def _set_aside(state: State) -> None:
-    state.set_aside |= state.dropped | {job.id: job for job in state.queue}
-    state.queue.clear()
-    state.asked.clear()
+    of_the_list = [job for job in state.queue if not job.is_added]
+    state.set_aside |= state.dropped | {job.id: job for job in of_the_list}
+    for job in of_the_list:
+        dequeue(state, job)
     state.dropped.clear()
     state.totals.dropped = 0
-    state.unnamed = {run.job for run in (*state.runs, *state.ended)}
+    going = [run.job for run in state.runs.values()] + [end.job for end in state.ended.values()]
+    state.unnamed = {job.id for job in going if not job.is_added}
     state.input_open, state.read_to = True, None
     state.whole_inputs.clear()
     state.totals.rejected = state.before.rejected = 0  # those lines were of the other list
@@ -353,7 +357,7 @@ def _resume(state: State, event: RunResumed) -> None:
         for job in state.queue
     )
     state.closing, state.halted, state.wait_timed_out = Closing.NO, False, False
-    state.paused = False
+    state.paused = state.all_cancelled = False
     for number, given_up in state.given_up.items():
         state.given_up[number] = replace(given_up, earlier=True)
     state.waiting_since = at if state.queue else None
@@ -449,7 +453,8 @@ def _settle(state: State, event: JobFinished | JobRequeued) -> None:
     ended = state.ended.pop(event.run, None)
     if ended is None:
         raise IllegalTransitionError(event, None)
-    if not ended.out_of_memory:  # that is no fault of the GPU's
+    is_cancelled = isinstance(event, JobFinished) and event.outcome == "cancelled"
+    if not ended.out_of_memory and not is_cancelled:  # that is no fault of the GPU's
         keep_record(state, ended, final=isinstance(event, JobFinished))
     state.meters.pop(event.run, None)
     match event:

@@ -107,7 +107,7 @@ def _why_nothing_is_asked_for(state: State) -> Wait | None:
         return None
     if state.paused and (state.queue or state.input_open):
         return Wait("the run is paused: smartsched continue")
-    if state.policy.keeps_open and not (state.queue or state.runs or state.input_open):
+    if state.stays_open and not (state.queue or state.runs or state.input_open):
         return Wait("there is no job left: smartsched add gives it more, Ctrl-C or SIGTERM ends it")
     return None
 
@@ -351,7 +351,7 @@ def _is_over(state: State, now: Timestamp, decision: Decision) -> bool:
         return False
     if state.closing is not Closing.NO:
         return True
-    return not (state.queue or state.input_open or state.policy.keeps_open)
+    return not (state.queue or state.input_open or state.stays_open)
 
 
 def _starts_any(decision: Decision) -> bool:

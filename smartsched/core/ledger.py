@@ -35,6 +35,7 @@ class Ledger:
     _seen: Counter[_Identity] = field(default_factory=Counter)
     failed: dict[JobId, tuple[JobSpec, int]] = field(default_factory=dict)  # and its attempts
     _forgotten: set[JobId | None] = field(default_factory=set)  # a list that has them: new ones
+    _added: set[JobId] = field(default_factory=set)  # by requests: no list has to name them
     _specs: dict[JobId, JobSpec] = field(default_factory=dict)
 
     def record(self, event: Event) -> None:  # noqa: C901, PLR0912  # a table: one case an event
@@ -47,6 +48,7 @@ class Ledger:
                 for number, spec in enumerate(specs, start=first):
                     self._since_replaced.append((_identity(spec), JobId(number)))
                     self._specs[JobId(number)] = spec
+                    self._added.add(JobId(number))
             case JobsRetried(jobs=jobs):
                 for job in jobs:
                     if job in self.failed:
@@ -81,7 +83,7 @@ class Ledger:
     def failed_before(self) -> set[JobId]:
         """What had failed before the present list was given."""
         known = {job for jobs in self._known.values() for job in jobs}
-        return known & self.failed.keys()
+        return (known & self.failed.keys()) - self._added
 
     def next_occurrence(self, spec: JobSpec) -> JobId | None:
         """Which job this line of the present list is; None: a new one. To be asked once for each

@@ -357,6 +357,7 @@ class Job:
     requeued_at: Timestamp = float("-inf")
     ooms: int = 0  # runs of it that ran out of memory for no fault of other people
     needs_bytes: int | None = None  # on each GPU, by how it ran out; None: it has not
+    is_added: bool = False  # by a request: it was never on a list
     alone: bool = False  # with all of its GPUs for itself it may do what it could not beside others
     _kind: str | None = field(default=None, init=False, repr=False, compare=False)
 

@@ -138,8 +138,11 @@ def _specs(commands: Any, directory: str) -> tuple[JobSpec, ...]:
 
 
 def _text(value: Any) -> str:
+    """As bytes can say it: those that are not UTF-8 travel as surrogate escapes."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
+    if b"\0" in value.encode("utf-8", "surrogateescape"):
+        raise ValueError("it holds a NUL byte, which no shell can take")
     return value
 
 

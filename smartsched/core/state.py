@@ -100,6 +100,7 @@ class State:
     given_up: dict[JobId, GivenUp] = field(default_factory=dict)
     cancelled: set[JobId] = field(default_factory=set)  # whose runs have not ended yet
     paused: bool = False
+    all_cancelled: bool = False  # and nothing is to come
     interrupted: list[Job] = field(default_factory=list)  # stopped; they run when resumed
     next_rank: int = 0
     place: str = ""  # of the last dispatcher
@@ -126,6 +127,11 @@ class State:
     claimed: dict[GpuKey, Timestamp] = field(default_factory=dict)
     refused: dict[GpuKey, Refusal] = field(default_factory=dict)
     local_offset: float = 0.0  # seconds from our time to the time on the wall
+
+    @property
+    def stays_open(self) -> bool:
+        """Whether more jobs may come when all are done."""
+        return self.policy.keeps_open and not self.all_cancelled
 
     def holds_on(self, gpu: GpuKey) -> Collection[Hold]:
         """Of our runs there, oldest first."""

@@ -36,7 +36,7 @@ def status(state: State, waiting: Wait | None, now: Timestamp) -> Mapping[str, A
             "waiting": len(state.queue),
             "lines_left_out": totals.rejected,
         },
-        "more_to_come": state.input_open or state.policy.keeps_open,
+        "more_to_come": state.input_open or state.stays_open,
         "waiting_because": waiting.why if waiting is not None and state.queue else None,
         "gpu_seconds": totals.gpu_seconds,
         "running": [_run(run, now) for run in state.runs.values()],

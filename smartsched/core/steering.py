@@ -20,6 +20,7 @@ from smartsched.core.state import Closing, State, unsettled
 
 # Jobs that wait are kept in memory; a list of more belongs into a file.
 MOST_QUEUED = 20_000
+_NUMBER = re.compile(r"\d{1,15}", re.ASCII)
 _RANGE = re.compile(r"(\d{1,15})-(\d{1,15})", re.ASCII)
 _NAMED_AT_MOST = 10
 
@@ -91,8 +92,8 @@ def _cancel(state: State, request: Cancel, now: Timestamp) -> tuple[Event, Answe
     text = f"cancelled {_named(chosen)}"
     if running:
         text += f"; stopping {words.count(len(running), 'running job')}"
-    rest = request.everything and state.input_open
-    if rest:
+    rest = request.everything and (state.input_open or state.stays_open)
+    if request.everything and state.input_open:
         text += "; what is still to be read is left out"
     answer = Answer(True, text, {"jobs": chosen})
     return JobsCancelled(now, request.id, tuple(chosen), rest), answer
@@ -124,7 +125,7 @@ def _chosen(
     """Numbers, ranges and names; of a range, what is there."""
     available, chosen = set(there), set()
     for text in wanted:
-        if text.isascii() and text.isdigit():
+        if _NUMBER.fullmatch(text):
             found = {JobId(int(text))}
         elif (match := _RANGE.fullmatch(text)) is not None:
             begin, end = int(match[1]), int(match[2])

@@ -1,14 +1,24 @@
 """What a job writes, and when it ends: its log and the run's journal, read on as they grow."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from io import FileIO
 
-from smartsched.core.events import JobAccepted, JobsAdded, RunExited, RunLaunched, RunRevoked
+from smartsched.core.events import (
+    JobAccepted,
+    JobsAdded,
+    JobsCancelled,
+    JobsRetried,
+    RunExited,
+    RunLaunched,
+    RunRevoked,
+)
 from smartsched.core.model import JobId
 from smartsched.core.records import decode_line
 
+_NUMBER = re.compile(r"\d{1,15}", re.ASCII)
 _READ_BYTES = 1 << 16
 _LOOK_SECONDS = 0.1
 # Of all records, those that matter here; they are told apart without being taken apart.
@@ -23,10 +33,11 @@ class JobWatch:
         self._file = FileIO(journal)
         self._records = 0
         self._rest = b""
-        self._job = JobId(int(job)) if job.isascii() and job.isdigit() else None
+        self._job = JobId(int(job)) if _NUMBER.fullmatch(job) else None
         self._name = job
         self.launched: RunLaunched | None = None
         self.exited: RunExited | None = None
+        self.is_cancelled = False
         self.read_on()
 
     @property
@@ -41,19 +52,29 @@ class JobWatch:
                 self._find_by_name(line)
             if self._job is not None and b'"run":[%d,' % self._job in line:
                 self._take(line)
+            elif b'"jobs_cancelled"' in line[:60] or b'"jobs_retried"' in line[:60]:
+                self._take_request(line)
 
-    def wait_for_start(self) -> RunLaunched:
+    def wait_for_start(self, may_start: Callable[[], bool]) -> RunLaunched | None:
+        """None: it never will, as things stand."""
         while self.launched is None:
-            time.sleep(_LOOK_SECONDS)
+            hopeless = self.is_cancelled or not may_start()
             self.read_on()
+            if hopeless:
+                break
+            time.sleep(_LOOK_SECONDS)
         return self.launched
 
-    def follow(self, log: FileIO, show: Callable[[bytes], None]) -> None:
-        """All that is in the log and comes to be, until the attempt is over."""
+    def follow(
+        self, log: FileIO, show: Callable[[bytes], None], is_watched: Callable[[], bool]
+    ) -> None:
+        """All that is in the log and comes to be, until the attempt is over, or neither it nor who
+        would say so is there any more."""
         launched = self.launched
         while True:
             self.read_on()
             is_over = self.exited is not None or self.launched is not launched
+            is_over = is_over or not (is_watched() or _lives(launched))
             while data := log.read(_READ_BYTES):
                 show(data)
             if is_over:
@@ -79,6 +100,15 @@ class JobWatch:
             case _:
                 pass
 
+    def _take_request(self, line: bytes) -> None:
+        match decode_line(line, self._records):
+            case JobsCancelled(jobs=jobs) if self._job in jobs:
+                self.is_cancelled = True
+            case JobsRetried(jobs=jobs) if self._job in jobs:
+                self.is_cancelled = False
+            case _:
+                pass
+
     def _take(self, line: bytes) -> None:
         if not any(name in line[:60] for name in _OF_ITS_RUNS):
             return
@@ -91,6 +121,18 @@ class JobWatch:
                 self.launched = None
             case _:
                 pass
+
+
+def _lives(launched: RunLaunched | None) -> bool:
+    if launched is None:
+        return False
+    try:
+        os.kill(launched.process.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's by now, or still its own: nobody can tell
+    return True
 
 
 def show_all(log: FileIO, show: Callable[[bytes], None]) -> None:

@@ -462,6 +462,8 @@ def _job(state: State, key: RunKey) -> str:
 
 
 def _numbers(jobs: tuple[JobId, ...]) -> str:
+    if not jobs:
+        return "no job"
     if len(jobs) > _MOST_NUMBERS:
         return words.count(len(jobs), "job")
     return f"job{'' if len(jobs) == 1 else 's'} {', '.join(map(str, jobs))}"

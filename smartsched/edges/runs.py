@@ -90,7 +90,15 @@ class Counted:
     ok: int = 0
     failed: int = 0
     cancelled: int = 0
+    left_then: int | None = None  # as its last dispatcher said when it ended
     complete: bool = False  # its last dispatcher found nothing left to be done
+
+    @property
+    def left(self) -> int:
+        """As far as the list was read."""
+        if self.left_then is not None:
+            return self.left_then
+        return max(0, self.accepted - self.ok - self.failed - self.cancelled)
 
     def take(self, line: bytes) -> None:
         """One record; see core/records.py."""
@@ -114,8 +122,9 @@ class Counted:
                     self.failed = record["failed"]
                     self.ok = record.get("ok", self.ok)
                     self.cancelled = record.get("cancelled", self.cancelled)
+                    self.left_then = record.get("left")
                 case _:  # it was resumed
-                    self.complete = False
+                    self.complete, self.left_then = False, None
         except (ValueError, KeyError, TypeError):  # of another version, or torn
             self.complete = False
 

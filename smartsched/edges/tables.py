@@ -86,8 +86,8 @@ def watch_status(look: Callable[[], Mapping[str, Any]], *, color: bool, as_json:
             time.sleep(_WATCH_SECONDS)
 
 
-def print_runs(rows: Sequence[RunRow]) -> None:
-    table = _table("run", "stands", "began", ">ok", ">failed", ">left", "folder")
+def print_runs(rows: Sequence[RunRow], *, color: bool) -> None:
+    table = _table("run", "stands", "began", ">ok", ">failed", ">cancelled", ">left", "folder")
     for row in rows:
         began = "?" if row.began is None else _date(row.began)
         stands = Text(row.stands, _STANDS[row.stands])
@@ -100,10 +100,11 @@ def print_runs(rows: Sequence[RunRow]) -> None:
             began,
             f"{row.ok:,}",
             f"{row.failed:,}",
+            f"{row.cancelled:,}",
             left,
             Text(words.printable(row.folder or "?")),
         )
-    _print(table, color=True)
+    _print(table, color=color)
 
 
 def _status(facts: Mapping[str, Any], height: int | None = None) -> RenderableType:

@@ -355,6 +355,66 @@ def test_a_request_is_acted_on_within_two_tenths_of_a_second(box: Box):
     assert record["at"] - made_at < 0.2 * slowness()
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--max-gpus", "0"), "no job could start any more: it needs 1 GPUs, and --max-gpus"),
+        (("--max-gpus", "1"), "jobs that wait could never start then: it needs 2 GPUs"),
+        (("--gpus-per-job", "99"), "no job could start any more: it needs 99 GPUs"),
+    ],
+)
+def test_no_cap_is_set_that_would_make_what_waits_fail(
+    box: Box, options: tuple[str, ...], why: str
+):
+    pair = f"{gated('b')}  # smartsched: gpus=2"
+    session = started(box, gated("a"), pair, options=("--gpus", "0,1"))
+
+    done = box.run("set", *options)
+    let_go(box)
+
+    assert done.status == 2
+    assert why in done.err
+    assert session.end().status == 0
+    assert sorted(box.lines("done")) == ["a", "b"]
+
+
+def test_a_job_of_a_run_that_is_remembered_elsewhere_steers_no_other(box: Box):
+    session = started(box, gated("a"))
+
+    done = box.run("cancel", "--all", SMARTSCHED_RUN="elsewhere")
+    let_go(box)
+
+    assert done.status == 2
+    assert "this is a job of run elsewhere, which is remembered elsewhere" in done.err
+    assert session.end().status == 0
+
+
+def test_nobody_waits_for_a_log_that_will_never_be(box: Box):
+    session = started(box, gated("a"), "true")
+    box.run("cancel", "2")
+
+    cancelled = box.run("log", "-f", "2")
+    let_go(box)
+    session.end()
+    ended = box.run("log", "-f", "7")
+
+    assert (cancelled.status, ended.status) == (2, 2)
+    assert "has not started, and will not: it was cancelled" in cancelled.err
+    assert "does not live" in ended.err
+
+
+def test_a_run_whose_jobs_go_on_without_it_is_not_forgotten(box: Box):
+    session = started(box, gated("a"), options=("--name", "mine"))
+    session.crash()
+
+    done = box.run("runs", "--remove", "mine")
+    let_go(box)
+
+    assert done.status == 2
+    assert "jobs of run mine may still run" in done.err
+    assert box.run("--resume", "mine").status == 0
+
+
 def slowness() -> float:
     """How much longer than usual a moment takes here, where others compute too."""
     running = Path("/proc/loadavg").read_text().split()[0]

@@ -17,6 +17,7 @@ from smartsched.core.events import (
     JobsAdded,
     JobsCancelled,
     JobsRetried,
+    ListReplaced,
     RequestRefused,
     RunCleared,
     RunContinued,
@@ -563,3 +564,65 @@ def test_retried_jobs_that_came_to_nothing_are_queued_as_the_journal_says():
     state = after([*failed(), JobsRetried(T0 + 5, "r", (JobId(1),))])
 
     assert waiting(state) == [1]
+
+
+# --- what a review has found
+
+
+def test_a_number_that_nobody_can_count_to_is_no_job():
+    answer = asked(after(accepted(1)), Cancel("r", ("9" * 5000,)))
+
+    assert not answer.done
+
+
+@pytest.mark.parametrize("text", ["echo \ud800", "echo \0"])
+def test_what_no_shell_can_take_is_no_command(text: str):
+    request = request_of("7", text_of("add", commands=[[text, "-:1"]], directory="/"))
+
+    assert isinstance(request, Unusable)
+
+
+def test_what_was_added_stays_when_the_list_is_replaced():
+    events = [*accepted(1), JobsAdded(T0, "r", JobId(2), (a_spec(8),))]
+
+    state = after([*events, RunResumed(T0 + 5, HOST, "{}"), ListReplaced(T0 + 5, ("list",))])
+
+    assert waiting(state) == [2]
+    assert set(state.set_aside) == {1}
+
+
+def test_an_added_job_that_failed_is_not_dropped_for_want_of_a_line():
+    events: list[Event] = [
+        JobsAdded(T0, "r", JobId(1), (a_spec(8),)),
+        placed(1, 0),
+        launched(1),
+        exited(1, ending=Exited(1)),
+        finished(1, "failed"),
+        ListReplaced(T0, ("list",)),
+    ]
+
+    assert ledger_of(events).failed_before() == set()
+
+
+def test_a_cancelled_job_is_no_evidence_against_its_gpu():
+    state = after([*running(1), exited(1, ending=Exited(1))])
+
+    asked(state, Cancel("r", ("1",)))
+    settled(state)
+
+    assert not state.records
+
+
+def test_cancelling_all_ends_a_run_that_is_kept_open():
+    state = after([ENDED], keeps_open=True)
+
+    asked(state, Cancel("r", (), everything=True))
+
+    assert decide(state, T0 + 1).over
+
+
+def test_who_goes_on_with_a_run_whose_jobs_were_all_cancelled_keeps_it_open_again():
+    cancelled = JobsCancelled(T0, "r", (), rest=True)
+    events: list[Event] = [ENDED, cancelled, RunResumed(T0 + 5, HOST, "{}")]
+
+    assert not decide(after(events, keeps_open=True), T0 + 6).over
