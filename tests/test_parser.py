@@ -128,7 +128,7 @@ def test_files_and_a_command_are_an_error(capsys: pytest.CaptureFixture[str]):
         (["--resume", "--", "true"], "leave out -- COMMAND"),
         (["--resume", "--name", "x"], "leave out --name"),
         (["--resume-failed", "--name", "x"], "leave out --name"),
-        (["--resume", "--dry-run"], "--dry-run goes without --resume"),
+        (["--resume", "--dry-run"], "--dry-run cannot be used with --resume"),
     ],
 )
 def test_what_cannot_be_parsed_is_one_line_that_names_it(

@@ -28,7 +28,9 @@ def main(args: argparse.Namespace) -> int:
 
 def _show(watch: JobWatch, run: str, args: argparse.Namespace, is_alive: Callable[[], bool]) -> int:
     if not watch.is_known:
-        raise UsageError(f"run {run} has no job {args.job}: smartsched status {run} lists them")
+        raise UsageError(
+            f"run {run} has no job {args.job} so far: smartsched status {run} lists them"
+        )
     if watch.launched is None and not args.follow:
         raise UsageError(f"job {args.job} of run {run} has not started: -f waits for it")
     launched = watch.wait_for_start(is_alive)

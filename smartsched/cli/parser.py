@@ -47,6 +47,11 @@ SMARTSCHED_JOB, SMARTSCHED_ATTEMPT, SMARTSCHED_GPUS, SMARTSCHED_GPU_UUIDS, SMART
 SMARTSCHED_NAME where it has one (# smartsched: name=big)."""
 
 
+_WISHES = """\
+one command may ask for itself in a comment behind it, which the shell passes over:
+  python train.py  # smartsched: gpus=2 mem=24GiB util=60% priority=5 timeout=2h name=big"""
+
+
 _OF_IDS = ("--gpus", "--exclude", "--prefer")
 # What is asked for by --resume without a name.
 LATEST = ""
@@ -146,7 +151,7 @@ def _check_resume(args: argparse.Namespace) -> None:
     elif args.name is not None:
         wrong = "a resumed run keeps its name: leave out --name"
     elif args.dry_run:
-        wrong = "--dry-run goes without --resume"
+        wrong = "--dry-run cannot be used with --resume: it looks at what a new run would do"
     if wrong is not None:
         build_parser().error(wrong)
 
@@ -294,7 +299,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_commands(parser.add_argument_group("commands"))
     add_gpus(parser.add_argument_group("which GPUs count as free (other people's use)"))
     _add_jobs(parser.add_argument_group("jobs"))
-    _add_packing(parser.add_argument_group("what a job gets"))
+    _add_packing(parser.add_argument_group("what a job gets", _WISHES))
     _add_manners(parser.add_argument_group("sharing the box"))
     _add_failures(parser.add_argument_group("when jobs fail"))
     _add_run(parser.add_argument_group("the run, and going on with it"))

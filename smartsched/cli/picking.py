@@ -45,7 +45,7 @@ def pick(args: argparse.Namespace) -> int:
     args.wait_timeout = args.wait or None
     config = settle(args, "pick")
     if hold_seconds is not None and config.claims is None:
-        raise UsageError("--hold holds a claim: it goes without --no-claims and pretend GPUs")
+        raise UsageError("--hold holds a claim: it cannot be used with --no-claims or pretend GPUs")
     check_source(args)
     with ExitStack() as stack:
         onlooker = Onlooker(config)

@@ -28,7 +28,7 @@ def runs_at(args: argparse.Namespace) -> Runs:
 def which_run(runs: Runs, args: argparse.Namespace, *, living: bool) -> str:
     """The one that is named; else the one whose job asks; else the only one that lives; of several
     the one that began in this folder. `living`: else there is none; if not, the latest."""
-    names = runs.names()
+    names = latest_first(runs)
     if args.run is not None:
         if args.run not in names:
             known = f": there are {', '.join(names[:5])}" if names else ""
@@ -49,6 +49,13 @@ def which_run(runs: Runs, args: argparse.Namespace, *, living: bool) -> str:
     if not names:
         raise UsageError("there is no run yet: smartsched < commands.txt makes one")
     return (latest_here or names)[0]
+
+
+def latest_first(runs: Runs) -> list[str]:
+    """By when they began, whatever they are called."""
+    begun = {name: beginning(runs, name) for name in runs.names()}
+    at = {name: 0.0 if began is None else began.at for name, began in begun.items()}
+    return sorted(at, key=lambda name: at[name], reverse=True)
 
 
 def _checked(run: str, names: list[str]) -> str:

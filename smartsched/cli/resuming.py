@@ -113,7 +113,10 @@ def resume(
         )
     if unfinished := getattr(args, "unfinished", []):
         left = ", ".join(unfinished[:3])
-        session.notes.append(f"earlier runs of this folder have something left: {left}")
+        session.notes.append(
+            f"earlier runs of this folder have something left: {left}"
+            f" (smartsched --resume {unfinished[0]})"
+        )
     session.over = sorted(past.over)
     return session
 

@@ -63,9 +63,11 @@ def _main_resumed(
     check_source(session.args)
     if is_done(session, args):
         totals = session.state.totals
+        again = session.how_to_go_on.replace("--resume", "--resume-failed", 1)
         print(
             f"smartsched: nothing is left of run {session.folder.name}:"
-            f" {count(totals.ok, 'job')} ok, {totals.failed:,} failed",
+            f" {count(totals.ok, 'job')} ok, {totals.failed:,} failed"
+            + (f" ({again} tries those again)" if totals.failed else ""),
             file=sys.stderr,
         )
         for note in session.notes:

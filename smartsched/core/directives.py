@@ -36,6 +36,7 @@ _PART = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _DIRECTIVE = re.compile(r"#[ \t]*" + _MARK)
+_MISSED = re.compile(r"#[ \t]*smartsched[ \t]*:?[ \t]*(\w+=\S*)", re.IGNORECASE)
 _BETWEEN = re.compile(r"[\s,]+")
 _PRIORITY = re.compile(r"[+-]?\d{1,7}", re.ASCII)
 _NAME = re.compile(r"\w[\w.+:@/=-]*")
@@ -45,11 +46,23 @@ def wishes_in(command: str) -> Wishes:
     """Raises UsageError for a directive that cannot be meant as it is written."""
     found = _directives(command)
     if not found:
+        _check_is_not_meant(command)
         return _NONE
     if len(found) > 1:
         raise UsageError(f"# {_MARK} is there twice: write all that is asked for behind one")
     start, end = found[0]
     return _parsed(command[command.index(_MARK, start) + len(_MARK) : end])
+
+
+def _check_is_not_meant(command: str) -> None:
+    """Raises UsageError for a comment that asks for something and misses the mark."""
+    if "smartsched" not in command and "smartsched" not in command.lower():
+        return  # nearly always
+    for part in _PART.finditer(command):
+        if part["comment"] and (missed := _MISSED.match(part["comment"])):
+            raise UsageError(
+                f"{_quoted(missed[0])} is no wish as it is written: make it # {_MARK} {missed[1]}"
+            )
 
 
 def without_wishes(command: str) -> str:

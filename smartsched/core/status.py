@@ -1,6 +1,7 @@
 """How a run stands, for people and for machines: one object."""
 
 from collections.abc import Mapping
+from itertools import chain, islice
 from typing import Any
 
 from smartsched.core.model import (
@@ -33,14 +34,16 @@ def status(state: State, waiting: Wait | None, now: Timestamp) -> Mapping[str, A
             "cancelled": totals.cancelled,
             "stopped": totals.stopped,
             "running": len(state.runs),
-            "waiting": len(state.queue),
+            "waiting": len(state.queue) + len(state.interrupted),
             "lines_left_out": totals.rejected,
         },
         "more_to_come": state.input_open or state.stays_open,
         "waiting_because": waiting.why if waiting is not None and state.queue else None,
         "gpu_seconds": totals.gpu_seconds,
         "running": [_run(run, now) for run in state.runs.values()],
-        "waiting": [_job(job) for job, _ in zip(state.queue, range(_MOST_LISTED), strict=False)],
+        "waiting": [
+            _job(job) for job in islice(chain(state.interrupted, state.queue), _MOST_LISTED)
+        ],
         "given_up": [
             _job(each.job) | {"outcome": each.outcome}
             for each in list(state.given_up.values())[-_MOST_LISTED:]

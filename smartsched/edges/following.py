@@ -32,6 +32,7 @@ class JobWatch:
         """`journal`: an open file, closed with this. `job`: its number or name."""
         self._file = FileIO(journal)
         self._records = 0
+        self._accepted = 0
         self._rest = b""
         self._job = JobId(int(job)) if _NUMBER.fullmatch(job) else None
         self._name = job
@@ -42,12 +43,13 @@ class JobWatch:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is such a job, as far as its name says."""
-        return self._job is not None
+        """Whether there is such a job so far."""
+        return self._job is not None and 0 < self._job <= self._accepted
 
     def read_on(self) -> None:
         for line in self._whole_lines():
             self._records += 1
+            self._count(line)
             if self._job is None and b'"name":' in line:
                 self._find_by_name(line)
             if self._job is not None and b'"run":[%d,' % self._job in line:
@@ -88,6 +90,16 @@ class JobWatch:
         while data := self._file.read(1 << 20):
             *lines, self._rest = (self._rest + data).split(b"\n")
             yield from lines
+
+    def _count(self, line: bytes) -> None:
+        if b'"job_accepted"' in line[:60]:
+            self._accepted += 1
+        elif b'"jobs_added"' in line[:60]:
+            match decode_line(line, self._records):
+                case JobsAdded(specs=specs):
+                    self._accepted += len(specs)
+                case _:
+                    pass
 
     def _find_by_name(self, line: bytes) -> None:
         match decode_line(line, self._records):

@@ -199,9 +199,9 @@ class Narrator:
         parts = [f"{words.count(totals.ok, 'job')} ok", f"{totals.failed:,} failed"]
         if state.runs:
             parts.append(f"{len(state.runs):,} running when it was left")
-        if state.queue:
+        if queued := len(state.queue) + len(state.interrupted):
             more = " and what is left of the list" if state.input_open else ""
-            parts.append(f"{len(state.queue):,}{more} to be run")
+            parts.append(f"{queued:,}{more} to be run")
         elif state.input_open:
             parts.append("the rest of the list to be run")
         self._say(now, f"going on with run {self._run_name}: {', '.join(parts)}", "notice")

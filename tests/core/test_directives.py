@@ -129,8 +129,6 @@ def test_a_number_sign_elsewhere_begins_no_comment(command: str):
     [
         "python train.py",
         "",
-        "echo a # smartsched gpus=2",
-        "echo a # SmartSched: gpus=2",
         "echo a # see smartsched: gpus=2",
         "echo a ## smartsched: gpus=2",
         "echo a # note # smartsched: gpus=2",
@@ -195,3 +193,24 @@ def test_any_text_has_wishes_or_is_refused_and_has_none_once_they_are_out(comman
 def test_editing_the_directive_leaves_the_command_the_same(command: str):
     assert without_wishes(f"{command}  # smartsched: gpus=2") == command
     assert without_wishes(f"{command} # smartsched: mem=1G, name=x") == command
+
+
+@pytest.mark.parametrize(
+    "comment", ["# smartsched gpus=2", "# Smartsched: gpus=2", "#SMARTSCHED:gpus=2 mem=1GiB"]
+)
+def test_a_wish_that_misses_the_mark_is_not_passed_over(comment: str):
+    with pytest.raises(UsageError, match=r"make it # smartsched: gpus=2"):
+        wishes_in(f"python train.py  {comment}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python train.py  # smartsched runs this",
+        "smartsched gpus=2",
+        "echo '# smartsched gpus=2'",
+        "python train.py --out smartsched  # lr=0.1",
+    ],
+)
+def test_what_only_speaks_of_us_asks_for_nothing(command: str):
+    assert wishes_in(command) == Wishes()
