@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from smartsched.cli.host import this_host
+from smartsched.cli.remote import beginning
 from smartsched.cli.report import _FORMATS, build_parser
 from smartsched.cli.session import runs_of, state_folder
 from smartsched.core.chart_data import datasets
 from smartsched.core.charts import Theme, shares_chart, timeline
-from smartsched.core.events import RunBegan
-from smartsched.core.records import decode_line
 from smartsched.core.telling import Told, tell
 from smartsched.edges import pictures
 from smartsched.edges.clock import SteadyClock, on_the_wall
@@ -22,7 +21,7 @@ from smartsched.edges.history import HISTORY
 from smartsched.edges.page import page
 from smartsched.edges.past import PastRun
 from smartsched.edges.runs import JOURNAL, Runs, open_own_file, parse_run_name
-from smartsched.errors import JournalDamagedError, StateError, UsageError
+from smartsched.errors import StateError, UsageError
 
 _LOCK = "lock"
 _SLIDE_PIXELS = 1200
@@ -77,20 +76,11 @@ def _which(runs: Runs, args: argparse.Namespace) -> str:
             raise UsageError(f"there is no run {args.run}{known}")
         return str(args.run)
     here = os.getcwd()
-    began = [(name, run) for name in names if (run := _beginning(runs, name)) is not None]
+    began = [(name, run) for name in names if (run := beginning(runs, name)) is not None]
     if not began:
         raise UsageError(f"there is no run to report in {state_folder(args) / 'runs'}")
     of_here = [(name, run) for name, run in began if run.directory == here]
     return max(of_here or began, key=lambda pair: pair[1].at)[0]
-
-
-def _beginning(runs: Runs, name: str) -> RunBegan | None:
-    records = runs.first_and_last_record(name)
-    try:
-        first = decode_line(records[0], 1) if records is not None else None
-    except JournalDamagedError:
-        return None
-    return first if isinstance(first, RunBegan) else None
 
 
 def _content(told: Told, kind: str) -> bytes:
