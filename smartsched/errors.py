@@ -29,6 +29,10 @@ class BadSnapshotError(SmartschedError):
     """A line of the sample stream that is not a snapshot."""
 
 
+class BadMessageError(SmartschedError):
+    """What the other end of a connection said is no message."""
+
+
 class StateError(SmartschedError):
     """The folder in which runs are remembered cannot be used, or not now."""
 

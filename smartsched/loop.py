@@ -141,7 +141,9 @@ class Loop:
             match run.status:
                 case Stopping(killed_at=float()) | Lingering(killed_at=float()):
                     self._world.launcher.kill(key)
-                case Stopping(why="contention") if self.state.policy.asks_for_checkpoints:
+                case Stopping(why="contention" | "leaving") if (
+                    self.state.policy.asks_for_checkpoints
+                ):
                     self._world.launcher.checkpoint(key)
                 case Stopping() | Lingering(asked=True):
                     self._world.launcher.terminate(key)
@@ -303,9 +305,9 @@ class Loop:
         for action in actions:
             match action:
                 case Launch():
-                    outcome = world.launcher.launch(action, now)
-                    as_decided = as_decided and isinstance(outcome, RunLaunched)
-                    self._record([outcome], now)
+                    if (outcome := world.launcher.launch(action, now)) is not None:
+                        as_decided = as_decided and isinstance(outcome, RunLaunched)
+                        self._record([outcome], now)
                 case Refresh(gpu, after):
                     looks.append((gpu, after))
                 case _:

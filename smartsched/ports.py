@@ -3,7 +3,7 @@
 Nothing here waits but `Waiter.wait`: everything else answers with what there is by now.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,16 +22,20 @@ from smartsched.core.events import (
     RunRevoked,
     StopRequested,
 )
+from smartsched.core.messages import AgentEvent, Chunk, News, Orders
 from smartsched.core.model import (
     BadLine,
     ClaimAnswer,
     GpuKey,
+    HostAway,
+    HostName,
     JobId,
     JobSpec,
     Observation,
     Position,
     Run,
     RunKey,
+    Seen,
     Timestamp,
 )
 from smartsched.core.policy import Policy
@@ -76,9 +80,20 @@ class GpuSource(Protocol):
         ...
 
 
+class Sampler(Protocol):
+    """A GpuSource of one host."""
+
+    def take(self, now: Timestamp) -> Sequence[Seen]: ...
+    def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None: ...
+    def wake_at(self) -> Timestamp: ...
+
+
 class Launcher(Protocol):
-    def launch(self, launch: Launch, now: Timestamp) -> RunLaunched | RunPostponed | RunExited:
-        """Start it, or say why not: RunExited with NotStarted, or RunPostponed."""
+    def launch(
+        self, launch: Launch, now: Timestamp
+    ) -> RunLaunched | RunPostponed | RunExited | None:
+        """Start it, or say why not: RunExited with NotStarted, or RunPostponed. None: it is under
+        way, and `take` tells."""
         ...
 
     def adopt(self, run: Run, now: Timestamp) -> Sequence[RunLaunched | RunRevoked | RunAdopted]:
@@ -94,8 +109,9 @@ class Launcher(Protocol):
 
     def kill(self, run: RunKey) -> None: ...
 
-    def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared | RunPostponed]:
-        """What ended since the last call."""
+    def take(self, now: Timestamp) -> Iterable[AgentEvent]:
+        """What has become of runs since the last call. Each is to be taken in before the next one
+        is asked for."""
         ...
 
     def written(self, events: Sequence[Event]) -> None:
@@ -146,6 +162,79 @@ class Journal(Protocol):
     def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
         """Append them, all or none, and make them durable. None: they are; else why not."""
         ...
+
+
+class LocalLauncher(Protocol):
+    """Starts and looks after runs on the host where it is."""
+
+    def launch(self, launch: Launch, now: Timestamp) -> RunLaunched | RunPostponed | RunExited:
+        """Start it, or say why not: RunExited with NotStarted, or RunPostponed."""
+        ...
+
+    def adopt(self, run: Run, now: Timestamp) -> Sequence[RunLaunched | RunRevoked | RunAdopted]:
+        """Look after a run of an earlier dispatcher or agent, as above."""
+        ...
+
+    def terminate(self, run: RunKey) -> None: ...
+    def checkpoint(self, run: RunKey) -> None: ...
+    def kill(self, run: RunKey) -> None: ...
+    def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared | RunPostponed]: ...
+    def written(self, events: Sequence[Event]) -> None: ...
+    def living(self) -> Collection[RunKey]:
+        """The runs that it looks after: they have processes, as far as it knows."""
+        ...
+
+    def wake_at(self) -> Timestamp: ...
+
+
+class Lease(Protocol):
+    """Until when runs may go on though nobody hears from the dispatcher."""
+
+    def renew(self, until: Timestamp, now: Timestamp) -> None: ...
+
+
+class Logs(Protocol):
+    """The logs of runs, for a dispatcher that cannot read them where they lie."""
+
+    def chunks(self) -> Sequence[Chunk]:
+        """What may be sent next."""
+        ...
+
+    def launched(self, run: RunKey, path: str | None) -> None: ...
+    def fetched(self, run: RunKey, bytes_so_far: int) -> None: ...
+    def is_fetched(self, run: RunKey) -> bool:
+        """Whether all of it has come, or will not come any more."""
+        ...
+
+
+class Transport(Protocol):
+    """Carries messages between the dispatcher and the agents of hosts, whatever they mean."""
+
+    def send(self, host: HostName, orders: Orders) -> None:
+        """To the agent of this host; it is lost if there is none now."""
+        ...
+
+    def take(self, now: Timestamp) -> Sequence[News]:
+        """What has come since the last call, oldest first."""
+        ...
+
+    def drop(self, host: HostName) -> None:
+        """Let go of an agent: no news of it follows until another one joins."""
+        ...
+
+    def wake_at(self) -> Timestamp: ...
+
+
+class Recruiter(Protocol):
+    """Sees to it that there are agents on the hosts."""
+
+    def take(self, now: Timestamp) -> Sequence[HostAway]:
+        """Why some are not here, as news."""
+        ...
+
+    def came(self, host: HostName, now: Timestamp) -> None: ...
+    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None: ...
+    def wake_at(self) -> Timestamp: ...
 
 
 class Claims(Protocol):

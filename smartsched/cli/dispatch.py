@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, cast
 
+from smartsched import __version__
+from smartsched.agent import Agent, InProcess
 from smartsched.cli.claiming import claims_for
 from smartsched.cli.desk import Desk
 from smartsched.cli.host import this_host
@@ -20,6 +22,7 @@ from smartsched.core import words
 from smartsched.core.decide import Decision
 from smartsched.core.events import Event, RunResumed
 from smartsched.core.impossible import why_no_job_can_start
+from smartsched.core.messages import Came, Hello
 from smartsched.core.model import Timestamp
 from smartsched.core.sight import see
 from smartsched.core.state import Closing, State
@@ -47,6 +50,10 @@ from smartsched.edges.spawning import Spawner
 from smartsched.edges.tagged import Tagged
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import SmartschedError, UsageError
+from smartsched.fleet.claims import FleetClaims
+from smartsched.fleet.gpus import FleetGpus
+from smartsched.fleet.hosts import Hosts
+from smartsched.fleet.launcher import FleetLauncher
 from smartsched.loop import Loop, World
 from smartsched.ports import Observer
 
@@ -166,13 +173,14 @@ def _assemble(
     notices = _notices(stack, session, clock, warn)
     processes = _processes(stack, session, waiter, output, hooks, notices, sampler)
     desk = _desk(stack, session, waiter)
+    hosts = _this_host_alone(Agent(this_host(), sampler, processes, claims), session.state)
     world = World(
         clock=clock,
         waiter=waiter,
-        gpus=sampler,
-        launcher=processes,
+        gpus=FleetGpus(hosts),
+        launcher=FleetLauncher(hosts, session.state),
         intake=session.intake,
-        claims=claims,
+        claims=FleetClaims(hosts),
         requests=SignalRequests(waiter, single=session.single),
         inbox=desk,
         journal=session.journal,
@@ -189,6 +197,11 @@ def _assemble(
         ),
     )
     return _Parts(world, narrator, remarks, view, output, hooks, notices, processes)
+
+
+def _this_host_alone(agent: Agent, state: State) -> Hosts:
+    hello = Hello(__version__, "here", agent.host, os.cpu_count() or 1)
+    return Hosts(InProcess(agent, Came(agent.host, hello)), state, only=agent.host)
 
 
 def _desk(stack: ExitStack, session: Session, waiter: Waiter) -> Desk:

@@ -15,11 +15,11 @@ from typing import TypeAlias
 
 from smartsched.cli.verbs import VerbParser
 from smartsched.core import codec
-from smartsched.core.model import Observation
+from smartsched.core.model import Seen
 from smartsched.core.units import parse_interval
 from smartsched.errors import DriverError, UsageError
 
-Read: TypeAlias = Callable[[Collection[str] | None], Observation]
+Read: TypeAlias = Callable[[Collection[str] | None], Seen]
 
 _DESCRIPTION = """\
 Write a snapshot of all GPUs as one JSON object a line, until stopped: recordings for --replay, or
@@ -77,7 +77,7 @@ def _driver() -> Read:
     driver = nvml.load()
     reader = nvml.NvmlReader(driver, host, ProcessReader(driver, people.describe))
 
-    def read(only: Collection[str] | None) -> Observation:
+    def read(only: Collection[str] | None) -> Seen:
         snapshot = Snapshot(host, 0.0, reader.read(only), whole=only is None)
         if only is None:
             people.forget_all_but(snapshot.pids())
@@ -94,7 +94,7 @@ def _simulated(text: str) -> Read:
     count, seed = parse_simulation(text)
     colleagues, host, began = Colleagues(count, seed), this_host(), time.monotonic()
 
-    def read(only: Collection[str] | None) -> Observation:
+    def read(only: Collection[str] | None) -> Seen:
         gpus = colleagues.readings(host, time.monotonic() - began, only)
         return Snapshot(host, 0.0, gpus, whole=only is None)
 

@@ -52,6 +52,7 @@ _HOW_REQUEUED = {
     "lost": "it vanished",
     "survivor": "stopped, to be started anew",
     "contention": "gave way to other people",
+    "leaving": "stopped, since its host was to go",
     "strangers_grew": "out of memory, since others took more",
     "packed_too_tightly": "out of memory beside others of this run",
 }

@@ -1,5 +1,6 @@
 """What may still be given away: room on each GPU, and the user's caps on all of them together."""
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ from smartsched.core.footprint import Meter, with_growth
 from smartsched.core.freeness import Busy, Free, Verdict, Watch
 from smartsched.core.guard import closed
 from smartsched.core.metering import strays_bytes
-from smartsched.core.model import GpuKey, GpuSample, PlacedGpu, RunKey, Timestamp
+from smartsched.core.model import GpuKey, GpuSample, HostName, PlacedGpu, RunKey, Timestamp
 from smartsched.core.needs import Need
 from smartsched.core.selection import label, visible_as
 from smartsched.core.standing import current_verdict, is_claimed_by_others
@@ -40,6 +41,7 @@ class Offer:
     percent: float  # of its time that runs of ours need
     unexplained_bytes: int  # before any run of ours
     strays_bytes: int = 0  # of the strangers', what is used by runs of ours that are elsewhere
+    with_host: bool = False  # people call it by its host, too
 
     @property
     def key(self) -> GpuKey:
@@ -50,7 +52,7 @@ class Offer:
         reserved = self.part_of(need)
         given = PlacedGpu(
             self.key,
-            label(self.sample),
+            label(self.sample, with_host=self.with_host),
             self.visible,
             self.unexplained_bytes,
             reserved,
@@ -99,6 +101,8 @@ def offers(
         holds = [hold for hold in state.holds_on(key) if (key, hold.run) not in released]
         if key in shut or any(hold.cleared_at is not None for hold in holds):
             continue
+        if key.host in state.hosts and state.hosts[key.host].leaves:
+            continue
         if state.policy.loses_work and has_somebody_new(watch, now):
             continue  # what is started there would have to give way at once
         if key not in state.claimed and is_refused(state, key, now):
@@ -139,6 +143,7 @@ def _offer(
         percent=sum(_percent(state, hold) for hold in holds),
         unexplained_bytes=unexplained_before(holds) if holds else unexplained_bytes(sample),
         strays_bytes=strays_bytes(state, state.gpus[key]),
+        with_host=state.policy.spans_hosts,
     )
 
 
@@ -189,7 +194,7 @@ class Budget:
 
     runs: float
     gpus: float  # on which there is no run of ours
-    gpuless: float
+    gpuless: dict[HostName, float]  # by the hosts where they may be
     why: str  # what limits the GPUs, for people
 
 
@@ -203,13 +208,27 @@ def budget_of(state: State, offered: Collection[Offer], now: Timestamp) -> Budge
     left = sum(1 for key in empty if not is_claimed_by_others(state, key, now))
     by_manners = max(0.0, left - keep) if keep else _UNLIMITED
     why = f"--max-gpus {most_gpus}" if by_cap <= by_manners else f"--leave-free {keep}"
-    gpuless = sum(1 for run in state.runs.values() if not run.status.placement.gpus)
     return Budget(
         runs=_left(most_jobs, len(state.runs)),
         gpus=min(by_cap, by_manners),
-        gpuless=_left(policy.most_gpuless if most_jobs is None else None, gpuless),
+        gpuless=_left_without_gpus(state, most_jobs),
         why=why,
     )
+
+
+def _left_without_gpus(state: State, most_jobs: int | None) -> dict[HostName, float]:
+    """As many as there are cores; where the user says how many jobs there may be, his word counts
+    on a box, and on several they are spread by their cores all the same."""
+    running = Counter(
+        run.status.placement.elsewhere
+        for run in state.runs.values()
+        if not run.status.placement.gpus
+    )
+    if not state.policy.spans_hosts:
+        most = state.policy.most_gpuless if most_jobs is None else None
+        return {HostName(""): _left(most, running.total())}
+    here = {name: host for name, host in state.hosts.items() if host.takes_work}
+    return {name: _left(host.cores, running[name]) for name, host in here.items()}
 
 
 def kept_free(state: State, asked: int | None) -> int:

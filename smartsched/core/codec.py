@@ -31,8 +31,8 @@ from smartsched.core.model import (
     GpuUnreadable,
     GpuUuid,
     HostName,
-    Observation,
     SamplerTrouble,
+    Seen,
     Snapshot,
     UtilizationPoint,
 )
@@ -46,8 +46,14 @@ T = TypeVar("T")
 Fields = Mapping[str, Any]
 
 
-def encode(observation: Observation, *, wall_time: float, monotonic_s: float) -> str:
+def encode(observation: Seen, *, wall_time: float, monotonic_s: float) -> str:
     """One line, without its end. `monotonic_s` is when the reading began."""
+    fields = as_object(observation, wall_time=wall_time, monotonic_s=monotonic_s)
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def as_object(observation: Seen, *, wall_time: float, monotonic_s: float) -> dict[str, object]:
+    """What is in the line."""
     record: dict[str, object] = {
         "smartsched_sample": VERSION,
         "time": round(wall_time, 3),
@@ -59,7 +65,7 @@ def encode(observation: Observation, *, wall_time: float, monotonic_s: float) ->
     else:
         record["whole"] = observation.whole
         record["gpus"] = [_encode_gpu(gpu) for gpu in observation.gpus]
-    return json.dumps(record, separators=(",", ":"))
+    return record
 
 
 def _encode_gpu(gpu: GpuReading) -> dict[str, object]:
@@ -126,7 +132,7 @@ def wall_seconds(fields: Fields) -> float:
     return _number(fields, "time")
 
 
-def decode(fields: Fields, *, taken_at: float, host: HostName | None = None) -> Observation:
+def decode(fields: Fields, *, taken_at: float, host: HostName | None = None) -> Seen:
     """What the fields say, with `taken_at` as its time, and of `host` whatever they say of that
     (recordings travel). Raises BadSnapshotError."""
     host = host or HostName(_text(fields, "host"))

@@ -115,12 +115,8 @@ def _why_nothing_is_asked_for(state: State) -> Wait | None:
 def _stop_runs(state: State, now: Timestamp, decision: Decision) -> None:
     for key, run in state.runs.items():
         match run.status:
-            case Running() if state.closing >= Closing.STOP:
-                _ask_to_end(key, "asked", now, decision)
-            case Running() if key.job in state.cancelled:
-                _ask_to_end(key, "cancelled", now, decision)
-            case Running(since=since) if (limit := time_limit(state, run)) is not None:
-                _stop_when_out_of_time(key, since + limit, now, decision)
+            case Running():
+                _stop_running(state, run, run.status, now, decision)
             case Lingering(asked=False):
                 _ask_to_end(key, "asked", now, decision)
             case Stopping(since=since, killed_at=None) | Lingering(since=since, killed_at=None):
@@ -129,6 +125,19 @@ def _stop_runs(state: State, now: Timestamp, decision: Decision) -> None:
                 decision.wake_after(now, killed_at + UNKILLABLE_AFTER_SECONDS)
             case _:
                 pass
+
+
+def _stop_running(
+    state: State, run: Run, running: Running, now: Timestamp, decision: Decision
+) -> None:
+    if state.closing >= Closing.STOP:
+        _ask_to_end(run.key, "asked", now, decision)
+    elif run.key.job in state.cancelled:
+        _ask_to_end(run.key, "cancelled", now, decision)
+    elif _is_left(state, running.placement):
+        _ask_to_save(state, run.key, now, decision)
+    elif (limit := time_limit(state, run)) is not None:
+        _stop_when_out_of_time(run.key, running.since + limit, now, decision)
 
 
 def _stop_when_out_of_time(key: RunKey, due: Timestamp, now: Timestamp, decision: Decision) -> None:
@@ -142,6 +151,20 @@ def _ask_to_end(key: RunKey, why: StopReason, now: Timestamp, decision: Decision
     decision.events.append(RunStopping(now, key, why))
     decision.actions.append(Terminate(key))
     decision.wake_by(now)  # the grace period begins
+
+
+def _is_left(state: State, placement: Placement) -> bool:
+    """Whether its host is about to be gone."""
+    host = state.hosts.get(placement.host)
+    return host is not None and host.leaves
+
+
+def _ask_to_save(state: State, key: RunKey, now: Timestamp, decision: Decision) -> None:
+    """It is started anew elsewhere."""
+    decision.events.append(RunStopping(now, key, "leaving"))
+    asks = state.policy.asks_for_checkpoints
+    decision.actions.append(Checkpoint(key) if asks else Terminate(key))
+    decision.wake_by(now)
 
 
 def _kill_when_overdue(
@@ -159,6 +182,8 @@ def _kill_when_overdue(
 def _grace(state: State, run: Run) -> float:
     """For how long a run that was asked to end may go on."""
     policy = state.policy
+    if isinstance(run.status, Stopping) and run.status.why == "leaving":
+        return max(policy.grace_seconds, policy.yield_grace_seconds)
     if not isinstance(run.status, Stopping) or run.status.why != "contention":
         return policy.grace_seconds
     if policy.asks_for_checkpoints and memory_allows_more_time(state, run):

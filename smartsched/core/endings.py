@@ -25,8 +25,8 @@ def how(ending: Ending) -> str:
             return f"exit status {code}"
         case NotStarted(why):
             return f"could not be started: {why}"
-        case Lost():
-            return "it vanished without a record of its end"
+        case Lost(why):
+            return why or "it vanished without a record of its end"
 
 
 def _signal_name(signum: int) -> str:

@@ -94,7 +94,17 @@ def _standing(
         ours = max(0, watch.use.free_bytes - latest.memory_free_bytes)
         over_window = utilization_over_window(watch)
         percent = None if over_window is None else over_window[0]
-    return Standing(key, label(latest), latest.name, total, strangers, ours, percent, use, why)
+    return Standing(
+        key,
+        label(latest, with_host=state.policy.spans_hosts),
+        latest.name,
+        total,
+        strangers,
+        ours,
+        percent,
+        use,
+        why,
+    )
 
 
 def _use(

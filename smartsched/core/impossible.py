@@ -1,5 +1,7 @@
 """What no GPU that comes free will ever do for, however long a job waits."""
 
+from collections import Counter
+
 from smartsched.core import words
 from smartsched.core.capacity import kept_free
 from smartsched.core.model import Asked, GpuKey, GpuSample
@@ -21,11 +23,14 @@ def why_no_job_can_start(state: State) -> str | None:
 
 def _why(state: State, gpus: int, asked_bytes: int | None) -> str | None:
     """Why no GPU that comes free will ever do; None: one may."""
-    if not state.gpus or not gpus:
+    if not state.gpus or not gpus or _more_may_come(state):
         return None
     there = len(state.gpus)
     if gpus > there:
         return f"it needs {gpus} GPUs, and there are {there} to choose from"
+    on_one_host = max(Counter(key.host for key in state.gpus).values())
+    if gpus > on_one_host:
+        return f"it needs {gpus} GPUs on one host, and none has more than {on_one_host}"
     most = state.policy.most_gpus.most()
     if most is not None and gpus > most:
         return f"it needs {gpus} GPUs, and --max-gpus allows {most}"
@@ -33,6 +38,11 @@ def _why(state: State, gpus: int, asked_bytes: int | None) -> str | None:
     if gpus + keep > there:
         return f"it needs {gpus} of {there} GPUs, and --leave-free keeps {keep}"
     return _why_too_large(state, gpus, asked_bytes)
+
+
+def _more_may_come(state: State) -> bool:
+    """Whether there are hosts whose GPUs nobody has seen."""
+    return state.policy.hosts_may_come or bool(state.troubles.keys() - state.cards.keys())
 
 
 def _why_too_large(state: State, gpus: int, asked_bytes: int | None) -> str | None:

@@ -139,7 +139,28 @@ class SamplerTrouble:
     why: str
 
 
-Observation: TypeAlias = Snapshot | SamplerTrouble
+@dataclass(frozen=True, slots=True)
+class HostHere:
+    """An agent answers for this host: there is somebody to tell what to start."""
+
+    host: HostName
+    node: str  # what the machine calls itself
+    cores: int
+    leaves: bool = False  # soon, and for good: nothing more is to be started there
+
+
+@dataclass(frozen=True, slots=True)
+class HostAway:
+    """Nobody answers for this host. What runs there may go on."""
+
+    host: HostName
+    why: str
+    for_good: bool = False  # it will not come back, and nothing runs there
+
+
+Seen: TypeAlias = Snapshot | SamplerTrouble
+"""What a sampler says."""
+Observation: TypeAlias = Seen | HostHere | HostAway
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +246,7 @@ class PlacedGpu:
     """A GPU given to a run, and the name under which the run will see it."""
 
     key: GpuKey
-    label: str  # for people: "3", or "0:2" for a MIG instance
+    label: str  # for people: "3", or "0:2" for a MIG instance; of several hosts, "gpu1/3"
     visible: str  # for CUDA_VISIBLE_DEVICES
     unexplained_bytes: int = 0  # used by no visible process, before any run of ours was there
     reserved_bytes: int | None = None  # promised to the run; None: all of it
@@ -235,9 +256,16 @@ class PlacedGpu:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which GPUs a run holds, all on one host."""
+    """Which GPUs a run holds, all on one host. `elsewhere`: the host of a run that needs none; "":
+    the only one that there is."""
 
     gpus: tuple[PlacedGpu, ...]
+    elsewhere: HostName = HostName("")
+
+    @property
+    def host(self) -> HostName:
+        """ "": the only one that there is."""
+        return self.gpus[0].key.host if self.gpus else self.elsewhere
 
     @property
     def labels(self) -> str:
@@ -247,7 +275,9 @@ class Placement:
     @property
     def words(self) -> str:
         """ "on GPU 0,3" """
-        return f"on GPU {self.labels}" if self.gpus else "without a GPU"
+        if self.gpus:
+            return f"on GPU {self.labels}"
+        return f"without a GPU on {self.elsewhere}" if self.elsewhere else "without a GPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,20 +312,26 @@ class NotStarted:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """It vanished while nobody watched, and left no record of how it ended."""
+    """It vanished while nobody watched, and left no record of how it ended. `why`: what is known of
+    that; "": nothing."""
+
+    why: str = ""
 
 
 Ending: TypeAlias = Exited | Killed | NotStarted | Lost
-StopReason: TypeAlias = Literal["asked", "timeout", "survivor", "contention", "cancelled"]
+StopReason: TypeAlias = Literal[
+    "asked", "timeout", "survivor", "contention", "cancelled", "leaving"
+]
 """Why a run is stopped: the user wants no more; it took too long; it outlived a dispatcher, and the
-user wants such runs started anew; other people came to its GPU; the user does not want its job."""
+user wants such runs started anew; other people came to its GPU; the user does not want its job; its
+host is about to be gone."""
 Outcome: TypeAlias = Literal["ok", "failed", "stopped", "cancelled"]
 """What came of a job. Stopped ones have not had their chance: they run when the run is resumed."""
 RequeueReason: TypeAlias = Literal[
-    "failed", "lost", "survivor", "contention", "strangers_grew", "packed_too_tightly"
+    "failed", "lost", "survivor", "contention", "strangers_grew", "packed_too_tightly", "leaving"
 ]
-"""Why a job is queued again; the last two ran out of memory beside strangers that took more of it,
-or beside other runs of ours."""
+"""Why a job is queued again. `strangers_grew`, `packed_too_tightly`: it ran out of memory beside
+strangers that took more of it, or beside other runs of ours."""
 
 
 @dataclass(frozen=True, slots=True)

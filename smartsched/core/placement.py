@@ -1,5 +1,6 @@
 """Where one job goes, given what may still be given away."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from smartsched.core import words
@@ -48,16 +49,21 @@ def _why_not(
         return Wait("a command that failed waits for another GPU than it failed on")
     if _choose(welcome, need.gpus, len(offers)) is not None:
         return Wait(f"as many GPUs are used as {budget.why} allows")
-    few = f"a command needs {need.gpus} GPUs at once, and {len(fitting)} can be had"
-    return Wait(few, lacks_gpus=True)
+    can_be_had = max(Counter(offer.key.host for offer in fitting).values())
+    few = f"a command needs {need.gpus} GPUs at once, and {can_be_had} can be had"
+    several_hosts = len({offer.key.host for offer in offers}) > 1
+    return Wait(f"{few} on one host" if several_hosts else few, lacks_gpus=True)
 
 
 def _without_gpu(budget: Budget) -> Placement | Wait:
-    if budget.gpuless < 1:
+    host = max(budget.gpuless, key=lambda name: budget.gpuless[name], default=None)
+    if host is None:
+        return Wait("no host is there for a job without a GPU")
+    if budget.gpuless[host] < 1:
         return Wait("as many jobs without a GPU run as there are cores; --jobs sets another limit")
     budget.runs -= 1
-    budget.gpuless -= 1
-    return NO_GPU
+    budget.gpuless[host] -= 1
+    return Placement((), host)
 
 
 def fits(offer: Offer, need: Need, policy: Policy) -> bool:

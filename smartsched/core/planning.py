@@ -184,7 +184,10 @@ class _Planner:
     def _labels(self, gpus: Collection[GpuKey]) -> list[str]:
         """Of those of the GPUs that others might be given."""
         here = (offer.sample for offer in self.left if offer.key in gpus)
-        return [label(sample) for sample in sorted(here, key=position)]
+        return [
+            label(sample, with_host=self._state.policy.spans_hosts)
+            for sample in sorted(here, key=position)
+        ]
 
     def _why_none_is_free(self, need: Need | None = None) -> str:
         """Also those that are below the thresholds, and why the need does not make do with them."""

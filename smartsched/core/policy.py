@@ -44,6 +44,8 @@ class Policy:
     on_contention: Literal["drain", "requeue", "ignore"] = "drain"
     asks_for_checkpoints: bool = False  # runs that give way are sent a signal to save their state
     yield_grace_seconds: float = 2.0  # between asking a run to give way and killing it
+    spans_hosts: bool = False  # GPUs are called by their hosts' names, too
+    hosts_may_come: bool = False  # others than those that were named: nothing is impossible
     oom_retries: int = 2  # further attempts of jobs that ran out of memory beside others of ours
 
     @property

@@ -113,6 +113,13 @@ class Selection:
         chosen = frozenset(r.key.uuid for r in readings if self._names(r))
         return replace(self, known=known, chosen=chosen)
 
+    def pinned_also(self, readings: Sequence[GpuReading]) -> "Selection":
+        """The same choice, made for good for those of another host, where not every id has to be
+        there."""
+        known = frozenset(r.key.uuid for r in readings)
+        chosen = frozenset(r.key.uuid for r in readings if self._names(r))
+        return replace(self, known=self.known | known, chosen=self.chosen | chosen)
+
     def admits(self, reading: GpuReading) -> bool:
         if reading.key.uuid in self.known:
             return reading.key.uuid in self.chosen
@@ -147,9 +154,16 @@ def check_ids(ids: Iterable[GpuId], source: str, readings: Sequence[GpuReading])
             )
 
 
-def label(reading: GpuReading) -> str:
-    """What people call it: "3", or "0:2" for a MIG instance in slot 2 of card 0."""
-    return str(reading.index) if reading.slot is None else f"{reading.index}:{reading.slot}"
+def label(reading: GpuReading, *, with_host: bool = False) -> str:
+    """What people call it: "3", or "0:2" for a MIG instance in slot 2 of card 0; where there are
+    several hosts, "gpu1/3"."""
+    name = str(reading.index) if reading.slot is None else f"{reading.index}:{reading.slot}"
+    return f"{reading.key.host}/{name}" if with_host else name
+
+
+def without_host(labels: str) -> str:
+    """ "gpu1/0,gpu1/3" -> "0,3": as it is called on its host."""
+    return ",".join(name.rpartition("/")[2] for name in labels.split(","))
 
 
 def visible_as(

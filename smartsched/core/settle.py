@@ -14,6 +14,8 @@ from smartsched.core.state import Closing, State
 _LONGEST_RETRY_DELAY_SECONDS = 3600.0
 # A machine that goes down is no fault of the job's; one that goes down each time may be.
 _LOSSES_FORGIVEN = 1
+# Where a host was out of reach, that says next to nothing of the job.
+_HOST_LOSSES_FORGIVEN = 5
 
 
 def settle(state: State, now: Timestamp) -> Iterator[Event]:
@@ -59,6 +61,8 @@ def _requeued(state: State, ended: EndedRun, now: Timestamp) -> JobRequeued | No
     match ended.why_stopped:
         case "contention":
             return JobRequeued(now, ended.key, "contention", now)
+        case "leaving":
+            return JobRequeued(now, ended.key, "leaving", now)
         case "survivor" | "asked":  # asked by a dispatcher that is no more
             return JobRequeued(now, ended.key, "survivor", now)
         case _:
@@ -73,7 +77,8 @@ def _retried(state: State, ended: EndedRun, now: Timestamp) -> JobRequeued | Non
     if ended.was_refused:
         return None
     if isinstance(ended.ending, Lost):
-        may_go_on = job.losses < max(retries, _LOSSES_FORGIVEN)
+        forgiven = _HOST_LOSSES_FORGIVEN if ended.ending.why else _LOSSES_FORGIVEN
+        may_go_on = job.losses < max(retries, forgiven)
         return JobRequeued(now, ended.key, "lost", now) if may_go_on else None
     if job.failures < retries:
         return JobRequeued(now, ended.key, "failed", now + _delay(state.policy, job.failures))

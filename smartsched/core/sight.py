@@ -2,6 +2,7 @@
 since it is stale the moment we restart."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import assert_never
 
 from smartsched.core.freeness import limits_again, observe
@@ -15,12 +16,15 @@ from smartsched.core.model import (
     GpuKey,
     GpuReading,
     GpuUnreadable,
+    HostAway,
+    HostHere,
+    HostName,
     Observation,
     SamplerTrouble,
     Snapshot,
     Timestamp,
 )
-from smartsched.core.state import Refusal, State
+from smartsched.core.state import Host, Refusal, State
 
 
 def see(state: State, observation: Observation, now: Timestamp) -> None:
@@ -28,18 +32,52 @@ def see(state: State, observation: Observation, now: Timestamp) -> None:
     match observation:
         case SamplerTrouble(host):
             state.troubles[host] = observation
-        case Snapshot(host):
-            state.troubles.pop(host, None)
-            if observation.whole:
-                _see_cards(state, observation)
-            for reading in observation.gpus:
-                if state.policy.selection.admits(reading):
-                    _see_gpu(state, reading, observation.taken_at, now)
-            if observation.whole:
-                _miss_vanished(state, observation, now)
-                find_strays(state, observation)
+        case HostHere(host, node, cores, leaves):
+            state.hosts[host] = Host(node, cores, leaves)
+        case HostAway():
+            _lose_sight(state, observation)
+        case Snapshot():
+            _see_gpus(state, observation, now)
         case _:
             assert_never(observation)
+
+
+def _see_gpus(state: State, snapshot: Snapshot, now: Timestamp) -> None:
+    state.troubles.pop(snapshot.host, None)
+    if snapshot.whole:
+        _pin(state, snapshot)
+        _see_cards(state, snapshot)
+    for reading in snapshot.gpus:
+        if state.policy.selection.admits(reading):
+            _see_gpu(state, reading, snapshot.taken_at, now)
+    if snapshot.whole:
+        _miss_vanished(state, snapshot, now)
+        find_strays(state, snapshot)
+
+
+def _lose_sight(state: State, away: HostAway) -> None:
+    """What is claimed there may be so no more."""
+    let_go(state, [gpu for gpu in state.claimed if gpu.host == away.host])
+    if away.host in state.hosts:
+        state.hosts[away.host].here = False
+    state.troubles[away.host] = SamplerTrouble(away.host, away.why)
+    if away.for_good:
+        _forget(state, away.host)
+
+
+def _forget(state: State, host: HostName) -> None:
+    """Of a host that is gone for good, where no run is any more."""
+    for gpu in [key for key in state.gpus if key.host == host and key not in state.holds]:
+        del state.gpus[gpu]
+    for known in (state.hosts, state.troubles, state.cards, state.out_of_reach):
+        known.pop(host, None)
+
+
+def _pin(state: State, snapshot: Snapshot) -> None:
+    """The user's choice of GPUs is made for good when a host is seen for the first time."""
+    policy = state.policy
+    if policy.spans_hosts and snapshot.host not in state.cards:
+        state.policy = replace(policy, selection=policy.selection.pinned_also(snapshot.gpus))
 
 
 def judge_again(state: State) -> None:

@@ -102,6 +102,8 @@ def why_none_is_free(
 ) -> str:
     """One clause a GPU, those that say the same together; of GPUs where runs of ours are, nothing
     as long as there are others. `otherwise`: why those are not given away that could be."""
+    if not state.gpus and state.policy.spans_hosts:
+        return " · ".join(unseen_hosts(state)) or "no host is here yet"
     if not state.gpus:
         trouble = next(iter(state.troubles.values()), None)
         return trouble.why if trouble is not None else "the GPUs have not been read yet"
@@ -111,5 +113,15 @@ def why_none_is_free(
         if key in held and len(held) < len(state.gpus):
             continue
         why = why_not(state, key, watch, now) or (otherwise or {}).get(key, "")
-        reasons.setdefault(why, []).append(label(watch.latest))
-    return " · ".join(f"GPU {','.join(gpus)}: {why}" for why, gpus in reasons.items() if why)
+        name = label(watch.latest, with_host=state.policy.spans_hosts)
+        reasons.setdefault(why, []).append(name)
+    clauses = [f"GPU {','.join(gpus)}: {why}" for why, gpus in reasons.items() if why]
+    return " · ".join([*clauses, *unseen_hosts(state)])
+
+
+def unseen_hosts(state: State) -> list[str]:
+    """Of hosts whose GPUs nobody has seen so far: why not."""
+    seen = {key.host for key in state.gpus}
+    if not state.policy.spans_hosts:
+        return []
+    return [f"{host}: {t.why}" for host, t in sorted(state.troubles.items()) if host not in seen]

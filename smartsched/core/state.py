@@ -69,6 +69,20 @@ class Refusal:
 
 
 @dataclass(slots=True)
+class Host:
+    """One of several."""
+
+    node: str  # what the machine calls itself
+    cores: int
+    leaves: bool = False  # soon, and for good
+    here: bool = True  # somebody answers for it
+
+    @property
+    def takes_work(self) -> bool:
+        return self.here and not self.leaves
+
+
+@dataclass(slots=True)
 class Record:
     """How runs end on a GPU; the evidence by which a broken one is known."""
 
@@ -121,6 +135,7 @@ class State:
     cards: dict[HostName, dict[GpuKey, int]] = field(default_factory=dict)
     out_of_reach: dict[HostName, frozenset[int]] = field(default_factory=dict)
     troubles: dict[HostName, SamplerTrouble] = field(default_factory=dict)
+    hosts: dict[HostName, Host] = field(default_factory=dict)  # that were here; a box has none
     meters: dict[RunKey, Meter] = field(default_factory=dict)
     footprints: dict[str, Footprint] = field(default_factory=dict)  # by command shape
     # Of the GPUs, what dispatchers tell each other: ours, and whose they are as far as we know.

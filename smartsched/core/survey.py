@@ -100,7 +100,7 @@ def _row(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> GpuRow:
     refusal = state.refused.get(key)
     return GpuRow(
         key=key,
-        label=label(latest),
+        label=label(latest, with_host=state.policy.spans_hosts),
         name=latest.name,
         word=_word(state, key, verdict, is_claimed=is_claimed),
         reasons=reasons if reasons and key not in state.holds else (why,) if why else (),

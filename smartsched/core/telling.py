@@ -88,7 +88,7 @@ def _gpus(account: Account, history: History) -> list[GpuLine]:
 
 
 def _place(label: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in label.split(":") if part.isdecimal())
+    return tuple(int(part) for part in label.rpartition("/")[2].split(":") if part.isdecimal())
 
 
 def _facts(account: Account, span: Span, gpus: int, show_time: ShowTime) -> list[tuple[str, str]]:

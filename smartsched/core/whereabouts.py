@@ -65,7 +65,7 @@ def _about(state: State, gpu: GpuKey, now: Timestamp) -> Iterator[Remark]:
     watch = state.gpus.get(gpu)
     if watch is None or not is_in_use(state, gpu):
         return
-    name = label(watch.latest)
+    name = label(watch.latest, with_host=state.policy.spans_hosts)
     if watch.is_unattributed:
         text = (
             "the driver does not say which memory is our jobs' (as in a container, with MIG or in"
@@ -85,6 +85,6 @@ def _name(state: State, gpu: GpuKey) -> str:
     """Also of one that the user has not chosen, but a job of his."""
     watch = state.gpus.get(gpu)
     if watch is not None:
-        return label(watch.latest)
+        return label(watch.latest, with_host=state.policy.spans_hosts)
     index = state.cards.get(gpu.host, {}).get(gpu)
     return gpu.uuid if index is None else str(index)

@@ -28,13 +28,30 @@ _FILE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
 # What the shell itself has to say ("Terminated") is not the command's output. `command` keeps a
 # redirection that fails from ending the shell with a status of its own. Nothing is forked but the
 # command.
-WRAPPER = (
+_BEGIN = (
     "exec 3>&2 2>/dev/null; set -C; umask 077; "
     f'command exec 4>"$1" || exit {NO_RECORD}; set +C; umask "$2"; '
     f"echo $$ >&4 || exit {NO_RECORD}; shift 2; "
-    "trap : HUP INT QUIT TERM USR1 USR2; "
-    '(exec "$@" 2>&3 3>&- 4>&-); s=$?; echo "exit $s" >&4; exit $s'
 )
+_ASKED_BY = "HUP INT QUIT TERM USR1 USR2"
+WRAPPER = (
+    f'{_BEGIN}trap : {_ASKED_BY}; (exec "$@" 2>&3 3>&- 4>&-); s=$?; echo "exit $s" >&4; exit $s'
+)
+
+
+def leased_wrapper(watchdog: str) -> str:
+    """The same for bash, with a watchdog beside it: text that makes smartsched_watch a function of
+    four arguments, which come before what to run. Descriptors 5 and 6 are both ends of a pipe: by
+    it the watchdog is told of the end of the command, and sees that of the wrapper. It is waited
+    for, so that nobody takes it for something that the command has left behind. From its first
+    moment no signal by which runs are asked to end does end it."""
+    return (
+        f"{watchdog}{_BEGIN}trap '' {_ASKED_BY}; "
+        'set -m; smartsched_watch "$1" "$2" "$3" "$4" >/dev/null 3>&- 6>&- & set +m; shift 4; '
+        f"exec 5<&-; trap : {_ASKED_BY}; "
+        '(exec "$@" 2>&3 3>&- 4>&- 6>&-); s=$?; echo "exit $s" >&4; '
+        f"trap '' {_ASKED_BY} PIPE; echo done >&6; wait $!; exit $s"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,6 +296,10 @@ class Narrator:
                 lasted = words.duration(ended.seconds)
                 where = ended.placement.words
                 text = f"{job} gave way after {lasted} {where}; it is queued again"
+            case "leaving":
+                lasted = words.duration(ended.seconds)
+                where = ended.placement.words
+                text = f"{job} was stopped after {lasted} {where}, which goes; it is queued again"
             case "strangers_grew":
                 text = f"{job} ran out of memory since others took more; it is queued again"
             case "packed_too_tightly":
@@ -351,7 +355,11 @@ class Narrator:
 
     def _withheld(self, event: GpuWithheld, state: State, now: Timestamp) -> None:
         watch = state.gpus.get(event.gpu)
-        name = label(watch.latest) if watch is not None else event.gpu.uuid
+        name = (
+            label(watch.latest, with_host=state.policy.spans_hosts)
+            if watch is not None
+            else event.gpu.uuid
+        )
         jobs = {run.job for run in event.runs}
         self._failures = [failure for failure in self._failures if failure[0] not in jobs]
         numbers = ", ".join(str(job) for job in sorted(jobs))

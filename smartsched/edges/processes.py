@@ -64,6 +64,8 @@ _ENDING_SIGNALS = frozenset(range(1, 32)) - {
     signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
     signal.SIGURG, signal.SIGWINCH,
 }  # fmt: skip
+# Why a run is lost that the lease has ended, whatever its command made of that.
+_OUT_OF_REACH = "its host was out of reach for longer than --lease"
 _MOST_ROUNDS_OF_KILLING = 10
 _CLOSING_ROUNDS = 30
 _WANTING = {
@@ -118,6 +120,16 @@ class Attempts(Protocol):
     def remove(self, run: RunKey) -> None: ...
 
 
+class Lease(Protocol):
+    """What else ends runs on this host: they may not go on for long when it is cut off."""
+
+    def expired(self, run: RunKey) -> bool:
+        """Whether it has ended this run."""
+        ...
+
+    def forget(self, run: RunKey) -> None: ...
+
+
 class Family(Protocol):
     """Who belongs to which run; processes are psutil's, which notice when a pid was recycled."""
 
@@ -164,8 +176,11 @@ class Processes:
         family: Family,
         on_other_end: Callable[[int], None] = lambda _: None,
         checkpoint_signal: int = signal.SIGUSR1,
+        lease: Lease | None = None,
     ) -> None:
-        """`on_other_end`: told of every child that ended and was no run's."""
+        """`on_other_end`: told of every child that ended and was no run's. `lease`: None: there is
+        none."""
+        self._lease = lease
         self._checkpoint_signal = checkpoint_signal
         self._fds = fds
         self._on_other_end = on_other_end
@@ -300,6 +315,8 @@ class Processes:
             match event:
                 case RunExited(leftovers=0) | RunCleared() | RunRevoked():
                     self._attempts.remove(event.run)
+                    if self._lease is not None:
+                        self._lease.forget(event.run)
                 case _:
                     pass
 
@@ -364,6 +381,8 @@ class Processes:
             self._forget(leader)
             self._attempts.remove(leader.run)
             return RunPostponed(now, leader.run, "no room for a record of how it ends")
+        if self._lease is not None and self._lease.expired(leader.run):
+            leader.ending = Lost(_OUT_OF_REACH)
         failed = leader.ending != Exited(0)
         why = (out_of_memory(self._output.tail(leader.run)) or "") if failed else ""
         leftovers = self._count_leftovers(leader)
@@ -379,6 +398,9 @@ class Processes:
             if not self._family.lives(leader.process):
                 self._unwatched.remove(leader)
                 self._on_adopted_end(leader)
+
+    def living(self) -> Collection[RunKey]:
+        return self._leaders.keys()
 
     def wake_at(self) -> Timestamp:
         return self._look_at

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from smartsched.core import codec
-from smartsched.core.model import Observation, Snapshot
+from smartsched.core.model import Seen, Snapshot
 from smartsched.errors import BadSnapshotError, UsageError
 
 _HOW = "record one with smartsched sample > FILE"
@@ -34,7 +34,7 @@ class Recording:
             raise UsageError(f"--replay: {path} holds no sample; {_HOW}")
         self._starts_at: float | None = None
 
-    def read(self, monotonic_s: float, only: Collection[str] | None) -> Observation:
+    def read(self, monotonic_s: float, only: Collection[str] | None) -> Seen:
         """What was the case so long after the recording's start as now is after the first call."""
         assert self._now is not None
         if self._starts_at is None:

@@ -17,7 +17,7 @@ from smartsched.core import codec, words
 from smartsched.core.model import (
     GpuKey,
     HostName,
-    Observation,
+    Seen,
     SamplerTrouble,
     Snapshot,
     Timestamp,
@@ -73,14 +73,14 @@ class Sampler:
         self._at_monotonic = at_monotonic
         self._patience = patience_seconds
         self._first_patience = max(first_patience_seconds, patience_seconds)
-        self._observations: list[Observation] = []
+        self._observations: list[Seen] = []
         self._child: _Child | None = None
         self._restart_at: Timestamp | None = None  # None: the last one's end is news
         self._backoff = _FIRST_BACKOFF_SECONDS
         self._now = now
         self._start()
 
-    def take(self, now: Timestamp) -> Sequence[Observation]:
+    def take(self, now: Timestamp) -> Sequence[Seen]:
         self._now = now
         child = self._child
         if child is not None and now > child.heard_at + child.patience + _OVERSLEPT_SECONDS:

@@ -1,14 +1,18 @@
 """Starts a command: its environment, its folder, and the wrapper that keeps its record."""
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from smartsched.core.actions import Launch
+from smartsched.core.model import RunKey
+from smartsched.core.selection import without_host
 from smartsched.core.tag import variables_of
 from smartsched.errors import UsageError
 
@@ -17,6 +21,17 @@ _RESET_SIGNALS = [
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGCHLD,
     signal.SIGXFSZ, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
 ]  # fmt: skip
+
+# Where the wrapper of a leased run has both ends of the pipe between it and its watchdog.
+_PIPE_FDS = (5, 6)
+
+
+class Lease(Protocol):
+    """Under which runs are started."""
+
+    def arguments(self, run: RunKey) -> list[str]:
+        """What the run's watchdog is told. Raises OSError when nothing may be started."""
+        ...
 
 
 class Spawner:
@@ -31,16 +46,20 @@ class Spawner:
         run_id: str,
         wrapper: str,
         nice: int | None = None,
+        lease: Lease | None = None,
     ) -> None:
         """`wrapper`: shell text that runs a command and keeps its record. `nice`: of the commands;
-        None: as we are."""
+        None: as we are. `lease`: of the runs, and the wrapper is text for bash that starts a
+        watchdog; None: they run for as long as they like. Raises UsageError for what this host
+        lacks."""
+        self._lease = lease
         self._nice = [] if nice is None else [_nice_program(), "-n", str(nice)]
         self._run_id = run_id
         self._shell = shell
         # we may run inside a job ourselves, which has a name
         self._environment = {k: v for k, v in environment.items() if k != b"SMARTSCHED_NAME"}
         self._run_name = run_name
-        self._wrapper = [*_wrapped(wrapper, environment), "smartsched"]
+        self._wrapper = [*_wrapped(wrapper, environment, lease is not None), "smartsched"]
         self._umask = _umask()
         self._here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -53,24 +72,54 @@ class Spawner:
             raise OSError(errno.ENOENT, "it cannot be executed", self._shell)
         command = launch.spec.command.encode("utf-8", "surrogateescape")
         what = ["-c", command] if script is None else [script]
+        watched = [] if self._lease is None else self._lease.arguments(launch.run)
         if launch.spec.directory:
             os.chdir(launch.spec.directory)
         try:
-            return os.posix_spawn(
-                self._wrapper[0],
-                [*self._wrapper, record, self._umask, *self._nice, self._shell, *what],
-                self._environment | self._variables(launch),
-                file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *output],
-                setsid=True,
-                setsigmask=[],
-                setsigdef=_RESET_SIGNALS,
-            )
+            with self._pipe() as pipe:
+                return os.posix_spawn(
+                    self._wrapper[0],
+                    [
+                        *self._wrapper,
+                        record,
+                        self._umask,
+                        *watched,
+                        *self._nice,
+                        self._shell,
+                        *what,
+                    ],
+                    self._environment | self._variables(launch),
+                    file_actions=[
+                        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                        *output,
+                        *pipe,
+                    ],
+                    setsid=True,
+                    setsigmask=[],
+                    setsigdef=_RESET_SIGNALS,
+                )
         finally:
             if launch.spec.directory:
                 os.fchdir(self._here)
 
     def close(self) -> None:
         os.close(self._here)
+
+    @contextmanager
+    def _pipe(self) -> Iterator[list[tuple[int, int, int]]]:
+        """What posix_spawn has to do for the pipe of a leased run."""
+        if self._lease is None:
+            yield []
+            return
+        fds = list(os.pipe2(os.O_CLOEXEC))
+        try:
+            # out of the way of where they have to be
+            above = max(_PIPE_FDS) + 1
+            fds += [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, above) for end in fds]
+            yield [(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(fds[2:], _PIPE_FDS, strict=True)]
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _variables(self, launch: Launch) -> dict[bytes, bytes]:
         gpus = launch.placement.gpus
@@ -79,7 +128,7 @@ class Spawner:
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "SMARTSCHED_RUN": self._run_name,
             **variables_of(self._run_id, launch.run),
-            "SMARTSCHED_GPUS": launch.placement.labels,
+            "SMARTSCHED_GPUS": without_host(launch.placement.labels),
             "SMARTSCHED_GPU_UUIDS": ",".join(gpu.key.uuid for gpu in gpus),
         }
         variables = {name.encode(): value.encode() for name, value in values.items()}
@@ -104,11 +153,24 @@ def _umask() -> str:
     return f"{mask:03o}"
 
 
-def _wrapped(wrapper: str, environment: Mapping[bytes, bytes]) -> list[str]:
+def _wrapped(wrapper: str, environment: Mapping[bytes, bytes], needs_bash: bool) -> list[str]:
     """What runs the wrapper. dash drops variables that are no names, such as those in which bash
     hands on functions (`module` of HPC boxes); bash -p hands them on, and reads no BASH_ENV. Where
     SHELLOPTS is exported, it would hand on its -p as well."""
     bash = None
-    if not all(_IS_NAME.fullmatch(name) for name in environment):
+    if needs_bash:
+        bash = _local_bash()
+    elif not all(_IS_NAME.fullmatch(name) for name in environment):
         bash = shutil.which("bash")
     return ["/bin/sh", "-c", wrapper] if bash is None else [bash, "-p", "-c", f"set +p; {wrapper}"]
+
+
+def _local_bash() -> str:
+    """What PATH says first may be on a file system of the network, and hang with it."""
+    found = shutil.which("bash", path="/bin:/usr/bin:/usr/local/bin") or shutil.which("bash")
+    if found is None:
+        raise UsageError(
+            "there is no bash on this host, which stops runs when the host is cut off: "
+            "install it, or use --on-lost keep"
+        )
+    return found

@@ -25,6 +25,7 @@ from smartsched.core.model import (
     ClaimGranted,
     ClaimRefused,
     GpuReading,
+    HostName,
     PlacedGpu,
 )
 from smartsched.core.needs import Need
@@ -62,6 +63,7 @@ TRAIN = "python train.py --lr {}"
 USABLE = 100 * GIB
 HOUR = 3600.0
 
+HERE = HostName("")  # the only host
 
 def a_box(*events: Event, gpus: tuple[GpuReading, ...] = (), jobs: int = 4, **policy: Any) -> State:
     """A list of siblings, some of which run, and what is seen then."""
@@ -393,8 +395,9 @@ def test_the_tighter_of_two_limits_holds_and_is_named():
 def test_jobs_without_a_gpu_have_the_cores_unless_jobs_are_capped():
     start: list[Event] = [RunPlaced(T0, a_run(1), NO_GPU), launched(1)]
 
-    assert budget(a_box(*start, most_gpuless=3)).gpuless == 2
-    assert budget(a_box(*start, most_gpuless=3, most_jobs=parse_cap("9"))).gpuless == float("inf")
+    assert budget(a_box(*start, most_gpuless=3)).gpuless == {HERE: 2}
+    capped_by_user = budget(a_box(*start, most_gpuless=3, most_jobs=parse_cap("9")))
+    assert capped_by_user.gpuless == {HERE: float("inf")}
 
 
 def test_jobs_without_a_gpu_take_none_from_the_cap_on_gpus():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from smartsched.core.capacity import Budget, Offer
-from smartsched.core.model import PlacedGpu, Placement, Wait
+from smartsched.core.model import HostName, PlacedGpu, Placement, Wait
 from smartsched.core.needs import Need
 from smartsched.core.placement import NO_GPU, fits, place
 from tests.builders import GIB, a_key, a_policy, a_sample
@@ -14,6 +14,7 @@ from tests.builders import GIB, a_key, a_policy, a_sample
 CARD = 24 * GIB
 AUTO: dict[str, Any] = {"jobs_per_gpu": "auto"}
 
+HERE = HostName("")  # the only host
 
 def an_offer(index: int = 0, **fields: Any) -> Offer:
     """A card of 24 GiB that nobody uses."""
@@ -37,7 +38,7 @@ def a_need(gpus: int = 1, gib: float | None = None, **fields: Any) -> Need:
 
 
 def a_budget(**fields: Any) -> Budget:
-    unlimited = Budget(float("inf"), float("inf"), float("inf"), "--max-gpus 2")
+    unlimited = Budget(float("inf"), float("inf"), {HERE: float("inf")}, "--max-gpus 2")
     return replace(unlimited, **fields)
 
 
@@ -96,7 +97,7 @@ def test_a_job_that_needs_no_gpu_gets_none():
 
 
 def test_jobs_without_a_gpu_have_a_limit_of_their_own():
-    assert "without a GPU" in wait([], a_need(gpus=0), a_budget(gpuless=0))
+    assert "without a GPU" in wait([], a_need(gpus=0), a_budget(gpuless={HERE: 0}))
 
 
 @pytest.mark.parametrize("need", [a_need(), a_need(gpus=0)])

@@ -1,0 +1,270 @@
+"""A host's part in a run: it obeys, looks after what it was told to start, and reports.
+
+It decides nothing. What it has told of runs it tells again until that is on record with the
+dispatcher, whoever that is by then.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+
+from smartsched.core.actions import Checkpoint, Claim, Kill, Launch, Release, Terminate
+from smartsched.core.events import RunCleared, RunExited, RunLaunched, RunPostponed
+from smartsched.core.messages import (
+    AgentEvent,
+    Came,
+    Expect,
+    Fetched,
+    Leave,
+    Look,
+    News,
+    Order,
+    Orders,
+    Report,
+    Said,
+)
+from smartsched.core.model import (
+    ClaimAnswer,
+    GpuKey,
+    GpuUuid,
+    HostName,
+    Run,
+    RunKey,
+    Seen,
+    Snapshot,
+    Starting,
+    Timestamp,
+)
+from smartsched.core.offset import Offset
+from smartsched.core.selection import Selection
+from smartsched.ports import Claims, Lease, LocalLauncher, Logs, Sampler
+
+# An order to start something is of its moment: later somebody else may be on that GPU.
+STALE_AFTER_SECONDS = 5.0
+
+
+class Agent:
+    """Knows neither where the dispatcher is nor how they talk."""
+
+    def __init__(
+        self,
+        host: HostName,
+        gpus: Sampler,
+        launcher: LocalLauncher,
+        claims: Claims,
+        *,
+        lease: Lease | None = None,
+        lease_seconds: float = 0.0,
+        logs: Logs | None = None,
+        selection: Selection | None = None,
+    ) -> None:
+        """`lease`: None: runs may go on whoever is out of reach. `logs`: None: they are not sent.
+        `selection`: the GPUs that are offered; None: all."""
+        self.host = host
+        self.is_told_to_leave = False
+        self.leaves = False  # soon, and for good: to be set when that is known
+        self._gpus = gpus
+        self._launcher = launcher
+        self._claims = claims
+        self._lease = lease
+        self._lease_seconds = lease_seconds
+        self._logs = logs
+        self._selection = selection
+        self._events: deque[tuple[int, AgentEvent]] = deque()  # not on record yet
+        self._number = 0  # of the last of all
+        self._told = 0  # of the last that was in a report
+        self._seen: list[Seen] = []
+        self._is_awaited = False  # somebody waits for what was seen
+        self._launched: dict[RunKey, RunLaunched] = {}
+        self._withheld: list[RunExited] = []  # until their logs have arrived
+        self._answers: list[ClaimAnswer] = []
+        self._looks: set[GpuUuid] = set()  # somebody waits for them
+        self._obeyed = 0
+        self._heard: tuple[Timestamp, Timestamp] | None = None
+        self._offset = Offset()
+
+    def joined(self) -> None:
+        """There is a new connection: what was said over the last one may be lost."""
+        self._obeyed, self._heard, self._offset, self._told = 0, None, Offset(), 0
+        self._looks.clear()
+        self.forget_what_was_seen()
+
+    def obey(self, orders: Orders, now: Timestamp) -> None:
+        self._obeyed = orders.number
+        self._heard = (orders.sent_at, now)
+        self._offset.heard(orders.sent_at, now)
+        self._forget(orders.acknowledged)
+        if self._lease is not None and orders.renewed is not None:
+            self._lease.renew(orders.renewed + self._lease_seconds, now)
+        is_late = now - self._offset.soonest(orders.sent_at) > STALE_AFTER_SECONDS
+        for order in orders.orders:
+            if isinstance(order, Launch):
+                self._launch(order, now, is_late=is_late)
+            else:
+                self._do(order, now)
+
+    def look(self, now: Timestamp) -> None:
+        """Take in what has happened here."""
+        seen = [self._offered(each) for each in self._gpus.take(now)]
+        self._is_awaited = self._is_awaited or self._answers_look(seen)
+        self._seen += seen
+        self._take_up(self._launcher.take(now))
+        self._answers += self._claims.take(now)
+
+    def has_news(self) -> bool:
+        """Whether somebody waits for the next report."""
+        return bool(self._is_awaited or self._answers or self._number > self._told)
+
+    def report(self, now: Timestamp) -> Report:
+        """How this host stands. What is not to be told again is forgotten by it."""
+        living = frozenset(self._launcher.living()) | {event.run for event in self._withheld}
+        chunks = tuple(self._logs.chunks()) if self._logs is not None else ()
+        report = Report(
+            sent_at=now,
+            obeyed=self._obeyed,
+            heard=self._heard,
+            seen=tuple(self._seen),
+            events=tuple(self._events),
+            living=living,
+            answers=tuple(self._answers),
+            chunks=chunks,
+            leaves=self.leaves,
+            is_urgent=self.has_news() or bool(chunks),
+        )
+        self.forget_what_was_seen()
+        self._told = self._number
+        return report
+
+    def forget_what_was_seen(self) -> None:
+        """Nobody is there to be told, and by then it would be of no use."""
+        self._seen.clear()
+        self._answers.clear()
+        self._is_awaited = False
+
+    def is_idle(self) -> bool:
+        """Whether nothing of ours runs here."""
+        return not self._launcher.living() and not self._withheld
+
+    def is_on_record(self) -> bool:
+        """Whether the dispatcher knows all there is to know of runs."""
+        return not self._events and not self._withheld
+
+    def wake_at(self) -> Timestamp:
+        return min(self._gpus.wake_at(), self._launcher.wake_at(), self._claims.wake_at())
+
+    def _do(self, order: Order, now: Timestamp) -> None:  # noqa: C901  # a table
+        living = self._launcher.living()
+        match order:
+            case Terminate(run) if run in living:
+                self._launcher.terminate(run)
+            case Checkpoint(run) if run in living:
+                self._launcher.checkpoint(run)
+            case Kill(run) if run in living:
+                self._launcher.kill(run)
+            case Claim(gpus):
+                self._claims.ask(gpus, now)
+            case Release(keys):
+                self._claims.release(keys, now)
+            case Look(uuids):
+                self._looks.update(uuids)
+                self._gpus.refresh([(GpuKey(self.host, uuid), now) for uuid in uuids], now)
+            case Expect(runs):
+                self._expect(runs, now)
+            case Fetched(run, size) if self._logs is not None:
+                self._logs.fetched(run, size)
+            case Leave():
+                self.is_told_to_leave = True
+            case _:
+                pass
+
+    def _launch(self, launch: Launch, now: Timestamp, *, is_late: bool) -> None:
+        if launch.run in self._launched or launch.run in self._launcher.living():
+            return
+        if is_late:
+            self._happened(RunPostponed(now, launch.run, "the order to start it came too late"))
+            return
+        outcome = self._launcher.launch(launch, now)
+        if isinstance(outcome, RunLaunched):
+            self._know(outcome)
+        self._happened(outcome)
+
+    def _know(self, launched: RunLaunched) -> None:
+        self._launched[launched.run] = launched
+        if self._logs is not None:
+            self._logs.launched(launched.run, launched.log)
+
+    def _expect(self, runs: Iterable[Run], now: Timestamp) -> None:
+        known = {event.run for _, event in self._events} | {run.run for run in self._withheld}
+        living = self._launcher.living()
+        for run in runs:
+            if run.key in known:
+                continue
+            if run.key not in living:
+                for event in self._launcher.adopt(run, now):
+                    if isinstance(event, RunLaunched):
+                        self._know(event)
+                    self._happened(event)
+            elif isinstance(run.status, Starting) and run.key in self._launched:
+                self._happened(self._launched[run.key])
+
+    def _happened(self, event: AgentEvent) -> None:
+        self._number += 1
+        self._events.append((self._number, event))
+
+    def _take_up(self, news: Iterable[AgentEvent]) -> None:
+        for event in news:
+            if isinstance(event, RunExited):
+                self._withheld.append(event)
+            else:
+                self._happened(event)
+        for ended in self._withheld[:]:
+            if self._logs is None or self._logs.is_fetched(ended.run):
+                self._withheld.remove(ended)
+                self._happened(ended)
+
+    def _forget(self, number: int) -> None:
+        """Events up to this one are on record."""
+        gone = []
+        while self._events and self._events[0][0] <= number:
+            gone.append(self._events.popleft()[1])
+        for event in gone:
+            if isinstance(event, RunExited | RunCleared | RunPostponed):
+                self._launched.pop(event.run, None)
+        if gone:
+            self._launcher.written(gone)
+
+    def _offered(self, seen: Seen) -> Seen:
+        if self._selection is None or not isinstance(seen, Snapshot):
+            return seen
+        admitted = tuple(gpu for gpu in seen.gpus if self._selection.admits(gpu))
+        return replace(seen, gpus=admitted)
+
+    def _answers_look(self, seen: list[Seen]) -> bool:
+        """Whether somebody waits for one of these."""
+        found = {gpu.key.uuid for each in seen if isinstance(each, Snapshot) for gpu in each.gpus}
+        is_awaited = bool(found & self._looks)
+        self._looks -= found
+        return is_awaited or any(not isinstance(each, Snapshot) for each in seen)
+
+
+class InProcess:
+    """A Transport to the one agent that is in this process: nothing is encoded, nothing is late."""
+
+    def __init__(self, agent: Agent, came: Came) -> None:
+        self._agent = agent
+        self._came: list[News] = [came]
+
+    def send(self, host: HostName, orders: Orders) -> None:
+        self._agent.obey(orders, orders.sent_at)
+
+    def take(self, now: Timestamp) -> list[News]:
+        news, self._came = self._came, []
+        if news:
+            return news  # first it is told what should be here
+        self._agent.look(now)
+        return [Said(self._agent.host, self._agent.report(now), now)]
+
+    def drop(self, host: HostName) -> None: ...
+
+    def wake_at(self) -> Timestamp:
+        return self._agent.wake_at()

@@ -1,0 +1,141 @@
+"""What the dispatcher and the agents of its hosts say to each other, however it travels.
+
+Times are the sender's own: an agent's in its messages, the dispatcher's in his. Each says when it
+was sent, so that the other side can tell what that is in its own time.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from smartsched.core.actions import Checkpoint, Claim, Kill, Launch, Release, Terminate
+from smartsched.core.events import (
+    RunAdopted,
+    RunCleared,
+    RunExited,
+    RunLaunched,
+    RunPostponed,
+    RunRevoked,
+)
+from smartsched.core.model import (
+    ClaimAnswer,
+    GpuUuid,
+    HostName,
+    Run,
+    RunKey,
+    Seen,
+    Timestamp,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Read these GPUs now."""
+
+    gpus: tuple[GpuUuid, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """The runs that are believed to be on the host, all of them. Whoever is not known there is
+    looked for; whoever else is there is of no use to anybody any more."""
+
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """So much of a log has come; what follows may be sent."""
+
+    run: RunKey
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The dispatcher ends, or has no more work for the host."""
+
+
+Order: TypeAlias = (
+    Launch | Terminate | Checkpoint | Kill | Claim | Release | Look | Expect | Fetched | Leave
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    number: int  # 1, 2, 3 ... since the agent joined
+    sent_at: Timestamp
+    orders: tuple[Order, ...] = ()
+    acknowledged: int = 0  # events of the agent, up to this number, are on record
+    renewed: float | None = None  # the agent's time of the last report heard; None: none so far
+
+
+AgentEvent: TypeAlias = (
+    RunLaunched | RunPostponed | RunExited | RunCleared | RunAdopted | RunRevoked
+)
+"""What an agent knows of runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a run's log."""
+
+    run: RunKey
+    offset: int
+    data: bytes
+    is_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a host stands: with all that is not on record yet, whether it was said before or not."""
+
+    sent_at: Timestamp
+    obeyed: int = 0  # orders up to this number were carried out
+    heard: tuple[Timestamp, Timestamp] | None = None  # when the last were sent, and arrived
+    seen: tuple[Seen, ...] = ()  # since the last report
+    events: tuple[tuple[int, AgentEvent], ...] = ()  # numbered, in order
+    living: frozenset[RunKey] = frozenset()  # runs that have processes there
+    answers: tuple[ClaimAnswer, ...] = ()  # since the last report
+    chunks: tuple[Chunk, ...] = ()
+    leaves: bool = False  # soon, and for good
+    is_urgent: bool = True  # somebody waits for what it says
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who an agent is, first of all."""
+
+    version: str  # of smartsched
+    agent: str  # random: another one after each start
+    node: str  # what the machine calls itself
+    cores: int
+    shares_logs: bool = True  # logs lie where the dispatcher finds them by the same name
+    pilot: str = ""  # the batch job that it runs in; "": none
+    sent_at: Timestamp = 0.0
+    more: dict[str, Any] = field(default_factory=dict)  # for people
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """An agent has joined."""
+
+    host: HostName
+    hello: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    host: HostName
+    report: Report
+    at: Timestamp  # when it arrived
+
+
+@dataclass(frozen=True, slots=True)
+class Went:
+    """The connection to an agent is gone; the agent may not be."""
+
+    host: HostName
+    why: str
+
+
+News: TypeAlias = Came | Said | Went

@@ -1,0 +1,300 @@
+"""Who of the agents is here, what each was told, and what each has said.
+
+A host whose agent is gone may be gone itself, or merely cut off: its runs go on until the lease is
+over that their agent had. Only then are they taken for lost, so that no job runs twice.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from smartsched.core import words
+from smartsched.core.actions import Checkpoint, Claim, Kill, Terminate
+from smartsched.core.messages import (
+    AgentEvent,
+    Came,
+    Chunk,
+    Expect,
+    Hello,
+    Leave,
+    Order,
+    Orders,
+    Report,
+    Said,
+    Went,
+)
+from smartsched.core.model import (
+    ClaimAnswer,
+    GpuKey,
+    HostAway,
+    HostHere,
+    HostName,
+    Lingering,
+    Observation,
+    Run,
+    RunKey,
+    Seen,
+    Snapshot,
+    Stopping,
+    Timestamp,
+)
+from smartsched.core.offset import Offset
+from smartsched.core.state import State
+from smartsched.ports import Recruiter, Transport
+
+
+@dataclass(slots=True)
+class Host:
+    """One host, as far as this dispatcher knows."""
+
+    name: HostName
+    renewed_at: Timestamp  # no lease there was renewed later than that
+    hello: Hello | None = None  # of the last agent; None: none has been here
+    here: bool = False
+    was_sent_off: bool = False  # or has said that it goes: it is not expected back
+    offset: Offset = field(default_factory=Offset)
+    number: int = 0  # of the last orders to this agent
+    expected_by: int = 0  # with these it was told which runs there should be
+    obeyed: int = 0
+    reported_at: float | None = None  # when its last report was sent, by its own clock
+    heard: int = 0  # events of the agent
+    acknowledged: int = 0  # of these, so many are on record
+    events: deque[tuple[int, AgentEvent]] = field(default_factory=deque)  # not taken yet
+    living: frozenset[RunKey] = frozenset()
+    launched: dict[RunKey, int] = field(default_factory=dict)  # with which orders
+    looks: dict[GpuKey, Timestamp] = field(default_factory=dict)  # asked for, not answered yet
+    asks: set[tuple[GpuKey, ...]] = field(default_factory=set)  # claims, likewise
+    wanted: dict[GpuKey, int] = field(default_factory=dict)  # claims that we want to have there
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has been heard since it was told which runs should be there."""
+        return self.here and self.obeyed >= self.expected_by > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which runs go on where nobody can be reached."""
+
+    lease_seconds: float | None = None  # None: for ever; they are never taken for lost
+    margin_seconds: float = 0.0  # from the end of a lease until the runs are gone for sure
+
+    @property
+    def lost_after_seconds(self) -> float:
+        lease = self.lease_seconds
+        return float("inf") if lease is None else lease + self.margin_seconds
+
+
+class NoRecruiter:
+    """Where the agent is in this process."""
+
+    def take(self, now: Timestamp) -> list[HostAway]:
+        return []
+
+    def came(self, host: HostName, now: Timestamp) -> None: ...
+
+    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None: ...
+
+    def wake_at(self) -> Timestamp:
+        return float("inf")
+
+
+class Hosts:
+    """What the parts of the fleet share."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        state: State,
+        *,
+        version: str = "",
+        only: HostName | None = None,
+        terms: Terms = Terms(),
+        recruiter: Recruiter | None = None,
+    ) -> None:
+        """`state` is looked at, never changed. `version`: which agents have to have. `only`: the
+        one host there is, whatever runs say of theirs; None: there are several."""
+        self._transport = transport
+        self._state = state
+        self._version = version
+        self._only = only
+        self._recruiter = recruiter or NoRecruiter()
+        self._now: Timestamp = 0.0  # of the present tick
+        self._owners: dict[str, HostName] = {}  # of GPUs, by their UUIDs
+        self.terms = terms
+        self.by_name: dict[HostName, Host] = {}
+        self.observations: list[Observation] = []  # not taken yet
+        self.answers: list[ClaimAnswer] = []
+        self.chunks: list[tuple[Host, Chunk]] = []
+
+    def of(self, name: HostName, now: Timestamp) -> Host:
+        name = self._only or name
+        if name not in self.by_name:
+            self.by_name[name] = Host(name, renewed_at=now)
+        return self.by_name[name]
+
+    def host_of(self, run: Run) -> HostName:
+        return self._only or run.status.placement.host
+
+    def believed(self) -> Mapping[HostName, list[Run]]:
+        """The runs that should be there, by their hosts."""
+        found: dict[HostName, list[Run]] = {}
+        for run in self._state.runs.values():
+            found.setdefault(self.host_of(run), []).append(run)
+        return found
+
+    def send(self, host: Host, *orders: Order) -> int:
+        """Whoever is not here is told when he comes back. The number of the orders; 0: nobody."""
+        if not host.here:
+            return 0
+        host.number += 1
+        message = Orders(host.number, self._now, orders, host.acknowledged, host.reported_at)
+        self._transport.send(host.name, message)
+        return host.number
+
+    def pump(self, now: Timestamp) -> None:
+        """Take in whatever has come."""
+        self._now = now
+        for away in self._recruiter.take(now):
+            if not self.of(away.host, now).here:
+                self.observations.append(away)
+        for news in self._transport.take(now):
+            host = self.of(news.host, now)
+            match news:
+                case Came(_, hello):
+                    self._come(host, hello, now)
+                case Went(_, why):
+                    self._go(host, why, now)
+                case Said(_, report, at) if host.here:
+                    self._hear(host, report, at, now)
+                case _:
+                    pass  # of an agent that was refused
+
+    def send_off(self, host: Host) -> None:
+        """There is no more work for this host."""
+        self.send(host, Leave())
+        host.was_sent_off = True
+
+    def wake_at(self) -> Timestamp:
+        losses = [
+            host.renewed_at + self.terms.lost_after_seconds
+            for name in self.believed()
+            if not (host := self.by_name.get(name) or Host(name, float("inf"))).here
+        ]
+        return min([self._transport.wake_at(), self._recruiter.wake_at(), *losses])
+
+    def _come(self, host: Host, hello: Hello, now: Timestamp) -> None:
+        if self._version and hello.version != self._version:
+            why = (
+                f"it has smartsched {hello.version}, and this is {self._version}: install the same"
+            )
+            self._refuse(host, why, now)
+            return
+        if host.hello is None or host.hello.agent != hello.agent:
+            host.heard, host.acknowledged = 0, 0
+            host.events.clear()
+        host.hello, host.here, host.was_sent_off = hello, True, False
+        host.offset, host.reported_at = Offset(), None
+        host.offset.heard(hello.sent_at, now)
+        host.number = host.obeyed = 0
+        host.living = frozenset()
+        host.launched.clear()
+        host.looks.clear()
+        host.asks.clear()
+        runs = self.believed().get(host.name, [])
+        claims = [Claim(((gpu, size),)) for gpu, size in host.wanted.items()]
+        orders = [Expect(tuple(runs)), *self._said_before(runs), *claims]
+        host.expected_by = self.send(host, *orders)
+        self.observations.append(HostHere(host.name, hello.node, hello.cores))
+        self._recruiter.came(host.name, now)
+
+    def _said_before(self, runs: list[Run]) -> Iterator[Order]:
+        """Whether it was heard then, nobody knows."""
+        for run in runs:
+            match run.status:
+                case Stopping(killed_at=float()) | Lingering(killed_at=float()):
+                    yield Kill(run.key)
+                case Stopping(why="contention" | "leaving"):
+                    asks = self._state.policy.asks_for_checkpoints
+                    yield Checkpoint(run.key) if asks else Terminate(run.key)
+                case Stopping() | Lingering(asked=True):
+                    yield Terminate(run.key)
+                case _:
+                    pass
+
+    def _refuse(self, host: Host, why: str, now: Timestamp) -> None:
+        self._transport.drop(host.name)
+        host.here = False
+        self.observations.append(HostAway(host.name, why))
+        self._recruiter.went(host.name, now, for_good=False)
+
+    def _go(self, host: Host, why: str, now: Timestamp) -> None:
+        if not host.here:
+            return
+        host.here = False
+        if host.was_sent_off:
+            self._disown(host)
+            self.observations.append(HostAway(host.name, "it has left", for_good=True))
+        else:
+            self.observations.append(HostAway(host.name, self._words_on(host, why)))
+        self._recruiter.went(host.name, now, for_good=host.was_sent_off)
+
+    def _words_on(self, host: Host, why: str) -> str:
+        text = f"out of reach: {why}"
+        runs = len(self.believed().get(host.name, []))
+        if runs and self.terms.lease_seconds is not None:
+            job, they = ("its job is", "it") if runs == 1 else (f"its {runs} jobs are", "they")
+            soon = words.duration(self.terms.lost_after_seconds)
+            text += f"; {job} started anew if nothing is heard of {they} within {soon}"
+        return text
+
+    def _hear(self, host: Host, report: Report, at: Timestamp, now: Timestamp) -> None:
+        host.offset.heard(report.sent_at, at)
+        if report.heard is not None:
+            host.offset.echoed(*report.heard)
+        host.obeyed, host.living = report.obeyed, report.living
+        host.reported_at, host.renewed_at = report.sent_at, now
+        for number, event in report.events:
+            if number > host.heard:
+                host.events.append((number, event))
+                host.heard = number
+        if report.leaves and not host.was_sent_off and host.hello is not None:
+            host.was_sent_off = True
+            here = HostHere(host.name, host.hello.node, host.hello.cores, leaves=True)
+            self.observations.append(here)
+        if not self._see(host, report.seen, now):
+            return
+        self.answers += [replace(a, at=min(now, host.offset.ours(a.at))) for a in report.answers]
+        host.asks.difference_update(answer.gpus for answer in report.answers)
+        self.chunks += [(host, chunk) for chunk in report.chunks]
+        if self._only is None:
+            self.send(host)
+
+    def _see(self, host: Host, seen: tuple[Seen, ...], now: Timestamp) -> bool:
+        """False: it was refused, since others speak for its GPUs."""
+        for each in seen:
+            if isinstance(each, Snapshot):
+                if (other := self._other_owner(host, each)) is not None:
+                    self._refuse(host, f"it is the same machine as {other}: name it once", now)
+                    return False
+                taken_at = min(now, host.offset.ours(each.taken_at))
+                for gpu in each.gpus:
+                    if host.looks.get(gpu.key, float("inf")) <= taken_at:
+                        del host.looks[gpu.key]
+                self.observations.append(replace(each, taken_at=taken_at))
+            else:
+                self.observations.append(each)
+        return True
+
+    def _other_owner(self, host: Host, snapshot: Snapshot) -> HostName | None:
+        if self._only is not None:
+            return None
+        for gpu in snapshot.gpus:
+            owner = self._owners.setdefault(gpu.key.uuid, host.name)
+            if owner != host.name and owner in self.by_name and self.by_name[owner].here:
+                return owner
+            self._owners[gpu.key.uuid] = host.name
+        return None
+
+    def _disown(self, host: Host) -> None:
+        self._owners = {uuid: name for uuid, name in self._owners.items() if name != host.name}

@@ -1,0 +1,201 @@
+"""Runs on all hosts: orders to their agents, and what comes of them as events.
+
+What an agent says may have been said before, to another dispatcher or over a connection that broke:
+only what can follow from where a run stands is news.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar, cast
+
+from smartsched.core.actions import Checkpoint, Kill, Launch, Terminate
+from smartsched.core.events import (
+    Event,
+    RunAdopted,
+    RunCleared,
+    RunExited,
+    RunLaunched,
+    RunPostponed,
+    RunRevoked,
+)
+from smartsched.core.messages import AgentEvent, Chunk, Fetched
+from smartsched.core.model import (
+    Lingering,
+    Lost,
+    NotStarted,
+    ProcessId,
+    Run,
+    RunKey,
+    Running,
+    RunStatus,
+    Starting,
+    Stopping,
+    Timestamp,
+)
+from smartsched.core.state import State
+from smartsched.fleet.hosts import Host, Hosts
+
+_NO_PROCESS = ProcessId(0, 0, "")
+T = TypeVar("T", bound=AgentEvent)
+
+
+class Sink(Protocol):
+    """Where the logs of other hosts are kept here."""
+
+    def write(self, chunk: Chunk) -> int | None:
+        """So many bytes of the log are here now; None: it cannot be kept at the moment."""
+        ...
+
+    def path(self, run: RunKey) -> str: ...
+
+
+class FleetLauncher:
+    """A Launcher."""
+
+    def __init__(self, hosts: Hosts, state: State, sink: Sink | None = None) -> None:
+        """`state` is looked at, never changed. `sink`: None: logs stay where they are written."""
+        self._hosts = hosts
+        self._state = state
+        self._sink = sink
+
+    def launch(
+        self, launch: Launch, now: Timestamp
+    ) -> RunLaunched | RunPostponed | RunExited | None:
+        host = self._hosts.of(launch.placement.host, now)
+        number = self._hosts.send(host, launch)
+        if not number:
+            return RunPostponed(now, launch.run, f"{host.name} is out of reach")
+        host.launched[launch.run] = number
+        self._hosts.pump(now)
+        found: Iterator[RunLaunched | RunPostponed | RunExited] = self._take_out(
+            host, launch.run, (RunLaunched, RunPostponed, RunExited), now
+        )
+        return next(found, None)
+
+    def adopt(self, run: Run, now: Timestamp) -> Sequence[RunLaunched | RunRevoked | RunAdopted]:
+        """Where its agent is not here yet, `take` tells later."""
+        host = self._hosts.of(run.status.placement.host, now)
+        self._hosts.pump(now)
+        return list(self._take_out(host, run.key, (RunLaunched, RunRevoked, RunAdopted), now))
+
+    def terminate(self, run: RunKey) -> None:
+        self._tell(run, Terminate(run))
+
+    def checkpoint(self, run: RunKey) -> None:
+        self._tell(run, Checkpoint(run))
+
+    def kill(self, run: RunKey) -> None:
+        self._tell(run, Kill(run))
+
+    def take(self, now: Timestamp) -> Iterator[AgentEvent]:
+        self._hosts.pump(now)
+        for host in list(self._hosts.by_name.values()):
+            yield from self._news(host, now)
+        believed = self._hosts.believed()
+        for name, runs in believed.items():
+            yield from self._vanished(self._hosts.of(name, now), runs, now)
+        for host in self._hosts.by_name.values():
+            self._stop_strays(host)
+        self._keep_logs()
+
+    def written(self, events: Sequence[Event]) -> None:
+        """All that was taken is on record."""
+        for host in self._hosts.by_name.values():
+            taken = host.events[0][0] - 1 if host.events else host.heard
+            if taken > host.acknowledged:
+                host.acknowledged = taken
+                self._hosts.send(host)
+
+    def wake_at(self) -> Timestamp:
+        return float("inf")  # the GPUs' source wakes for all of us
+
+    def _tell(self, run: RunKey, order: Terminate | Checkpoint | Kill) -> None:
+        host = self._hosts.by_name.get(self._hosts.host_of(self._state.runs[run]))
+        if host is not None:
+            self._hosts.send(host, order)
+
+    def _news(self, host: Host, now: Timestamp) -> Iterator[AgentEvent]:
+        while host.events:
+            _, event = host.events.popleft()
+            if self._is_news(event):
+                yield self._in_our_words(host, event, now)
+
+    def _take_out(
+        self, host: Host, run: RunKey, kinds: tuple[type[T], ...], now: Timestamp
+    ) -> Iterator[T]:
+        """Of the events that lie there, those of one run and of some kinds, before their turn."""
+        for entry in list(host.events):
+            event = entry[1]
+            if event.run == run and isinstance(event, kinds):
+                host.events.remove(entry)
+                if self._is_news(event):
+                    yield cast("T", self._in_our_words(host, event, now))
+
+    def _is_news(self, event: AgentEvent) -> bool:
+        run = self._state.runs.get(event.run)
+        match event:
+            case RunLaunched() | RunRevoked():
+                return run is not None and isinstance(run.status, Starting)
+            case RunExited(ending=NotStarted()):
+                return run is not None and isinstance(run.status, Starting)
+            case RunExited() | RunAdopted():
+                return run is not None and isinstance(run.status, Running | Stopping)
+            case RunPostponed():
+                return run is not None and isinstance(run.status, Starting | Running | Stopping)
+            case RunCleared():
+                return run is not None and isinstance(run.status, Lingering)
+
+    def _in_our_words(self, host: Host, event: AgentEvent, now: Timestamp) -> AgentEvent:
+        at = min(now, host.offset.ours(event.at))
+        match event:
+            case RunLaunched(log=str(log)):
+                return replace(event, at=at, log=self._where(host, event.run, log))
+            case RunAdopted(since=since):
+                return replace(event, at=at, since=min(at, host.offset.ours(since)))
+            case _:
+                return replace(event, at=at)
+
+    def _where(self, host: Host, run: RunKey, log: str) -> str:
+        """The log, as it can be found from here."""
+        if host.hello is None or host.hello.shares_logs:
+            return log
+        return f"{host.name}:{log}" if self._sink is None else self._sink.path(run)
+
+    def _vanished(self, host: Host, runs: list[Run], now: Timestamp) -> Iterator[AgentEvent]:
+        """Runs that their host does not know, or whose host was not heard of for too long."""
+        why = ""
+        if host.here:
+            why = "its host does not know of it any more"
+            runs = [run for run in runs if self._is_missing(host, run.key)]
+        elif now >= host.renewed_at + self._hosts.terms.lost_after_seconds:
+            why = f"its host {host.name} was out of reach for too long"
+        for run in runs if why else ():
+            yield from _lost(run, why, now)
+
+    def _is_missing(self, host: Host, run: RunKey) -> bool:
+        if not host.is_settled or run in host.living or run not in self._state.runs:
+            return False
+        return host.launched.get(run, 0) <= host.obeyed
+
+    def _stop_strays(self, host: Host) -> None:
+        """Runs that were taken for lost, and others that nobody wants any more."""
+        if host.is_settled:
+            for run in sorted(host.living - self._state.runs.keys()):
+                self._hosts.send(host, Kill(run))
+
+    def _keep_logs(self) -> None:
+        chunks, self._hosts.chunks = self._hosts.chunks, []
+        for host, chunk in chunks:
+            size = None if self._sink is None else self._sink.write(chunk)
+            if size is not None:
+                self._hosts.send(host, Fetched(chunk.run, size))
+
+
+def _lost(run: Run, why: str, now: Timestamp) -> Iterator[AgentEvent]:
+    status: RunStatus = run.status
+    if isinstance(status, Lingering):
+        yield RunCleared(now, run.key)
+        return
+    if isinstance(status, Starting):  # nobody knows whether it began
+        yield RunLaunched(status.since, run.key, _NO_PROCESS, None)
+    yield RunExited(now, run.key, Lost(why), leftovers=0)
