@@ -20,13 +20,15 @@ from smartsched.core.model import (
     Placement,
     RunKey,
 )
-from smartsched.edges.attempts import WRAPPER, Attempts
+from smartsched.edges.attempts import WRAPPER, Attempts, leased_wrapper
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.family import Family
+from smartsched.edges.lease import Lease, uptime_seconds
 from smartsched.edges.outputs import LogFiles
 from smartsched.edges.processes import Output, Processes
 from smartsched.edges.spawning import Spawner
 from smartsched.edges.waiter import Waiter
+from smartsched.edges.watchdog import watchdog
 
 PATIENCE_SECONDS = 30.0
 HOST = HostName("here")
@@ -49,6 +51,15 @@ def launch_of(
     return Launch(key, JobSpec(command, "list:1", directory), placement(*gpus))
 
 
+def lease_for(
+    folder: Path, run_name: str, seconds: float = 3600.0, grace_seconds: float = 2.0
+) -> Lease:
+    """Of the jobs of this run, from now on."""
+    lease = Lease(run_name, grace_seconds=grace_seconds, places=[folder])
+    lease.renew(uptime_seconds() + seconds)
+    return lease
+
+
 class Dispatcher:
     """Starts commands and waits for what becomes of them."""
 
@@ -62,8 +73,10 @@ class Dispatcher:
         other_children: Callable[[], Collection[int]] = tuple,
         on_other_end: Callable[[int], None] = lambda _: None,
         run_name: str | None = None,
+        lease: Lease | None = None,
     ) -> None:
-        """`folder`: of the run, perhaps begun by an earlier dispatcher of the same name."""
+        """`folder`: of the run, perhaps begun by an earlier dispatcher of the same name. `lease`:
+        of its runs; None: there is none."""
         # jobs are known by it: tests that run at the same time must not find each other's
         self.run_name = run_name or f"test-{uuid.uuid4()}"
         self.clock = SteadyClock()
@@ -79,7 +92,8 @@ class Dispatcher:
             environment=dict(os.environb) if environment is None else environment,
             run_name=self.run_name,
             run_id=self.run_name,
-            wrapper=WRAPPER,
+            wrapper=WRAPPER if lease is None else leased_wrapper(watchdog()),
+            lease=lease,
         )
         stack.callback(spawner.close)
         self.processes = Processes(
@@ -90,6 +104,7 @@ class Dispatcher:
             attempts=self.attempts,
             family=Family(other_children),
             on_other_end=on_other_end,
+            lease=lease,
         )
         stack.callback(self.processes.close)
         self.events: list[RunExited | RunCleared | RunPostponed] = []

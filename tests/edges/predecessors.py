@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -31,11 +32,12 @@ _PROGRAM = """
 import json, sys
 from contextlib import ExitStack
 from pathlib import Path
-from tests.edges.jobs import Dispatcher, launch_of
+from tests.edges.jobs import Dispatcher, launch_of, lease_for
 
-folder, run_name, *commands = sys.argv[1:]
+folder, run_name, lease_seconds, *commands = sys.argv[1:]
 with ExitStack() as stack:
-    dispatcher = Dispatcher(stack, Path(folder), run_name=run_name)
+    lease = lease_for(Path(folder), run_name, float(lease_seconds)) if lease_seconds else None
+    dispatcher = Dispatcher(stack, Path(folder), run_name=run_name, lease=lease)
     for job, command in enumerate(commands, 1):
         event = dispatcher.launch(launch_of(command, job))
         print(json.dumps([event.at, *event.process]), flush=True)
@@ -80,7 +82,10 @@ class Launched:
 class Predecessor:
     """Whose jobs go on without it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lease_seconds: float | None = None) -> None:
+        """`lease_seconds`: how long its jobs may run, unless somebody renews their lease; None:
+        they are under none."""
+        self._lease_seconds = "" if lease_seconds is None else str(lease_seconds)
         self.run_name = f"test-{uuid.uuid4()}"
         self.folder = folder
         self._dispatcher: subprocess.Popen[str] | None = None
@@ -88,7 +93,10 @@ class Predecessor:
     def launch(self, *commands: str) -> list[Launched]:
         """Jobs 1, 2 and so on."""
         self._dispatcher = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(self.folder), self.run_name, *commands],
+            [
+                *(sys.executable, "-c", _PROGRAM, str(self.folder), self.run_name),
+                *(self._lease_seconds, *commands),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -109,6 +117,11 @@ class Predecessor:
         if dispatcher is not None:
             dispatcher.kill()
             dispatcher.communicate()
+
+    def stop(self) -> None:
+        """As a debugger does, or a terminal."""
+        assert self._dispatcher is not None
+        self._dispatcher.send_signal(signal.SIGSTOP)
 
     def jobs(self) -> list[psutil.Process]:
         """Whatever lives of its run. Known by a name that nobody else has ever had."""
