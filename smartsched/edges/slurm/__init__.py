@@ -1,0 +1,1 @@
+"""Slurm's own programs: sbatch, squeue and scancel. Nobody else starts them."""
