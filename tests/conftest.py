@@ -3,11 +3,12 @@
 import fcntl
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.lab import Lab, needs_namespaces
 from tests.stub_nvml import StubGpu, StubMachine, build, has_compiler
 
 
@@ -105,3 +106,11 @@ def stub_machine(tmp_path: Path, stub_library: Path) -> Callable[..., StubMachin
         return StubMachine(tmp_path / "machine", stub_library, gpus)
 
     return make
+
+
+@pytest.fixture
+def lab(tmp_path: Path, stub_library: Path) -> Iterator[Lab]:
+    """The dispatcher's host of a network of its own; `lab.boot("gpu1", "gpu2")` adds others."""
+    needs_namespaces()
+    with Lab(tmp_path / "lab", stub_library) as lab:
+        yield lab
