@@ -128,6 +128,11 @@ def test_ports_and_loop_know_no_device_or_file(path: Path):
         ("argcomplete", {"cli/completion.py"}),
         ("vl_convert", {"edges/pictures.py"}),
         ("cryptography", {"edges/authority.py"}),
+        (
+            "distributed",
+            {f"edges/engine/{name}.py" for name in ("comm", "hub", "inside", "settings")},
+        ),
+        ("dask", {"edges/engine/settings.py"}),
     ],
 )
 def test_a_package_with_an_owner_is_imported_by_nobody_else(module: str, owners: set[str]):

@@ -8,7 +8,7 @@ waits for the message: "!" he does, "." it can wait.
 import base64
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from smartsched.core import codec, records
@@ -70,9 +70,9 @@ _AGENT_EVENTS = (
 )  # fmt: skip
 
 
-def is_urgent(message: bytes) -> bool:
-    """Whether somebody waits for it."""
-    return not message.startswith(ROUTINE)
+def is_routine(message: bytes) -> bool:
+    """Whether nobody waits for it."""
+    return message.startswith(ROUTINE)
 
 
 def encode_orders(orders: Orders) -> bytes:
@@ -133,7 +133,7 @@ def decode_report(message: bytes, host: HostName) -> Report:
             tuple(_answer_of_json(answer, host) for answer in exactly(list)(it["answers"])),
             tuple(_chunk_of_json(chunk) for chunk in exactly(list)(it["chunks"])),
             FLAG.of_json(it["leaves"]),
-            is_urgent(message),
+            not is_routine(message),
         ),
     )
 
@@ -283,13 +283,18 @@ def _status_of_json(value: Any) -> RunStatus:
 
 
 def _seen_to_json(seen: Seen) -> dict[str, Any]:
-    taken_at = seen.taken_at if isinstance(seen, Snapshot) else 0.0
-    return codec.as_object(seen, wall_time=0.0, monotonic_s=taken_at)
+    if not isinstance(seen, Snapshot):
+        return codec.as_object(seen, wall_time=0.0, monotonic_s=0.0)
+    facts = codec.as_object(seen, wall_time=0.0, monotonic_s=seen.taken_at)
+    return facts | {"arrived_s": seen.arrived_at}
 
 
 def _seen_of_json(value: Any, host: HostName) -> Seen:
     fields = exactly(dict)(value)
-    return codec.decode(fields, taken_at=codec.monotonic_seconds(fields), host=host)
+    seen = codec.decode(fields, taken_at=codec.monotonic_seconds(fields), host=host)
+    if not isinstance(seen, Snapshot):
+        return seen
+    return replace(seen, arrived_at=optional(TIME).of_json(fields["arrived_s"]))
 
 
 def _event_of_json(value: Any) -> tuple[int, AgentEvent]:

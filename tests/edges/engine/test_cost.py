@@ -1,0 +1,64 @@
+"""What agents cost their dispatcher; the numbers themselves are printed by the benchmark."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from smartsched.core.credentials import Credentials
+from tests.edges.engine.ends import ROOT, End
+
+# A Python that has another version of `distributed` (CI makes one with the oldest supported).
+OTHER_PYTHON = "OTHER_DISTRIBUTED_PYTHON"
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.benchmarks.cluster", "--json"]
+    done = subprocess.run(
+        [*command, "--seconds", "6", "--processes", "2"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    results: dict[str, float] = json.loads(done.stdout)
+    return {name.strip(): value for name, value in results.items()}
+
+
+def test_fifty_agents_cost_little_of_a_core_and_of_memory(measured: dict[str, float]):
+    assert measured["50 agents: reports/s"] > 40
+    assert measured["the dispatcher's share of a core, %"] < 10
+    assert measured["its memory above that without the engine, MiB"] < 100
+
+
+def test_a_message_takes_a_fraction_of_the_time_to_start_a_job(measured: dict[str, float]):
+    """Of 50 ms from an order to its start. Others who are busy here can only add to it."""
+    assert measured["send to the agent's loop, fastest tenth, ms"] < 10
+
+
+def test_a_killed_agent_among_fifty_is_known_at_once(measured: dict[str, float]):
+    assert measured["a killed agent is known after, ms"] < 1000
+
+
+@pytest.mark.skipif(OTHER_PYTHON not in os.environ, reason=f"{OTHER_PYTHON} names no Python")
+@pytest.mark.parametrize("other", ["dispatcher", "agent"])
+def test_both_ends_may_have_different_versions_of_dask(
+    start: Callable[..., End], dispatchers: Credentials, agents: Credentials, other: str
+):
+    pythons = dict.fromkeys(("dispatcher", "agent"), sys.executable)
+    pythons[other] = os.environ[OTHER_PYTHON]
+    dispatcher = start("dispatcher", dispatchers, python=pythons["dispatcher"])
+    address = f"127.0.0.1:{dispatcher.wait_for('Up')['port']}"
+
+    agent = start("agent", agents, python=pythons["agent"], addresses=[address], name="gpu1")
+
+    agent.wait_for("Connected")
+    agent.tell("send", "", "report")
+    assert dispatcher.wait_for("Said")["message"] == "report"
+    dispatcher.tell("send", "gpu1", "answer")
+    assert agent.wait_for("Message")["message"] == "answer"

@@ -1,0 +1,245 @@
+"""A dispatcher and its agents in one process: who is here, and what is said."""
+
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from smartsched.core.credentials import Credentials
+from smartsched.edges.engine.hub import Came, Hub, Refused, Said, Went
+from smartsched.edges.engine.link import Connected, Disconnected, Link, Message, NotReached
+from smartsched.edges.waiter import Waiter
+from smartsched.errors import StateError, UsageError
+from tests.edges.engine.ends import RUN
+from tests.waiting import wait_until
+
+MIB = 1 << 20
+
+
+class Ear:
+    """Everything that an end has reported."""
+
+    def __init__(self, end: Hub | Link, waiter: Waiter) -> None:
+        self._end, self._waiter = end, waiter
+        self.heard: list[object] = []
+
+    def has(self, *kinds: type) -> bool:
+        self._waiter.wait(0)
+        self.heard += self._end.take()
+        return [type(news) for news in self.heard if type(news) in kinds][: len(kinds)] == [*kinds]
+
+    def of(self, kind: type) -> list[object]:
+        self._waiter.wait(0)
+        self.heard += self._end.take()
+        return [news for news in self.heard if isinstance(news, kind)]
+
+
+@pytest.fixture
+def hub(waiter: Waiter, dispatchers: Credentials) -> Iterator[Hub]:
+    hub = Hub(waiter, dispatchers, run_id=RUN)
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def link_to(waiter: Waiter, agents: Credentials) -> Iterator[Callable[..., Link]]:
+    links: list[Link] = []
+
+    def link_to(hub: Hub, **others: object) -> Link:
+        facts = {"name": "gpu1", "hello": b"hello", "addresses": [f"localhost:{hub.port}"]}
+        links.append(Link(waiter, agents, run_id=RUN, **{**facts, **others}))  # type: ignore[arg-type]
+        return links[-1]
+
+    yield link_to
+    for link in links:
+        link.close()
+
+
+def test_an_agent_comes_with_its_hello(hub: Hub, link_to: Callable[..., Link], waiter: Waiter):
+    agent = Ear(link_to(hub, hello=b"\x00\xff here I am"), waiter)
+    dispatcher = Ear(hub, waiter)
+
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+
+    (came,) = dispatcher.of(Came)
+    assert isinstance(came, Came)
+    assert (came.host, came.hello) == ("gpu1", b"\x00\xff here I am")
+    assert came.peer.startswith(("127.0.0.1:", "[::1]:"))
+    assert agent.heard == [Connected(f"localhost:{hub.port}")]
+
+
+def test_messages_arrive_in_order_both_ways(hub: Hub, link_to: Callable[..., Link], waiter: Waiter):
+    link = link_to(hub)
+    agent, dispatcher = Ear(link, waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+    began = time.monotonic()
+
+    for number in range(500):
+        hub.send("gpu1", b"%d" % number)
+        link.send(b"%d" % number)
+
+    wait_until(lambda: len(dispatcher.of(Said)) == 500 and len(agent.of(Message)) == 500)
+    said, heard = dispatcher.of(Said), agent.of(Message)
+    assert [news.message for news in said] == [b"%d" % n for n in range(500)]  # type: ignore[attr-defined]
+    assert [news.message for news in heard] == [b"%d" % n for n in range(500)]  # type: ignore[attr-defined]
+    assert all(began <= news.at_monotonic <= time.monotonic() for news in said)  # type: ignore[attr-defined]
+
+
+def test_a_message_may_be_long_and_may_be_empty(
+    hub: Hub, link_to: Callable[..., Link], waiter: Waiter
+):
+    link = link_to(hub)
+    agent, dispatcher = Ear(link, waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+    messages = [b"", os.urandom(30 * MIB), os.urandom(40 * MIB), b""]
+
+    for message in messages:
+        hub.send("gpu1", message)
+        link.send(message)
+
+    wait_until(lambda: len(dispatcher.of(Said)) == 4 and len(agent.of(Message)) == 4)
+    assert [news.message for news in dispatcher.of(Said)] == messages  # type: ignore[attr-defined]
+    assert [news.message for news in agent.of(Message)] == messages  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="too long"):
+        hub.send("gpu1", b"x" * (64 * MIB))
+
+
+def test_what_is_sent_to_nobody_is_dropped(hub: Hub, link_to: Callable[..., Link], waiter: Waiter):
+    hub.send("gpu1", b"too early")
+    link = link_to(hub)
+    link.send(b"too early")
+    agent, dispatcher = Ear(link, waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+
+    hub.send("gpu2", b"to nobody")
+    hub.send("gpu1", b"to somebody")
+
+    wait_until(lambda: agent.has(Message))
+    assert [news.message for news in agent.of(Message)] == [b"to somebody"]  # type: ignore[attr-defined]
+    assert not dispatcher.of(Said)
+
+
+def test_an_agent_that_ends_has_gone(hub: Hub, link_to: Callable[..., Link], waiter: Waiter):
+    link = link_to(hub)
+    agent, dispatcher = Ear(link, waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+
+    link.send(b"the last words")
+    link.close()
+
+    wait_until(lambda: dispatcher.has(Came, Said, Went))
+
+
+def test_one_that_was_dropped_comes_back_with_its_newest_hello(
+    hub: Hub, link_to: Callable[..., Link], waiter: Waiter
+):
+    link = link_to(hub)
+    agent, dispatcher = Ear(link, waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+    link.set_hello(b"here I am again")
+
+    hub.drop("gpu1")
+
+    wait_until(lambda: dispatcher.has(Came, Went, Came))
+    wait_until(lambda: agent.has(Connected, Disconnected, Connected))
+    assert dispatcher.of(Went) == [Went("gpu1", "dropped by the dispatcher")]
+    assert [news.hello for news in dispatcher.of(Came)] == [b"hello", b"here I am again"]  # type: ignore[attr-defined]
+
+
+def test_of_two_agents_of_one_name_the_later_one_counts(
+    hub: Hub, link_to: Callable[..., Link], waiter: Waiter
+):
+    first, dispatcher = Ear(link_to(hub, hello=b"first"), waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and first.has(Connected))
+
+    second = Ear(link_to(hub, hello=b"second"), waiter)
+
+    wait_until(lambda: dispatcher.has(Came, Went, Came) and second.has(Connected))
+    wait_until(lambda: first.has(Connected, Disconnected, NotReached))
+    assert [news.hello for news in dispatcher.of(Came)] == [b"first", b"second"]  # type: ignore[attr-defined]
+    (refused,) = first.of(NotReached)
+    assert "another agent of the name gpu1 is here" in refused.why  # type: ignore[attr-defined]
+    wait_until(lambda: dispatcher.has(Came, Went, Came, Refused))
+    assert not second.of(Disconnected)
+
+
+def test_it_is_found_at_one_address_of_many(hub: Hub, link_to: Callable[..., Link], waiter: Waiter):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        wrong = f"127.0.0.1:{nobody.getsockname()[1]}"
+
+        link = link_to(hub, addresses=[wrong, "no-such-host.invalid:1", f"[::1]:{hub.port}"])
+        agent = Ear(link, waiter)
+
+        wait_until(lambda: agent.has(NotReached, NotReached, Connected))
+        assert agent.heard[-1] == Connected(f"[::1]:{hub.port}")
+
+
+def test_an_agent_is_told_where_its_dispatcher_is_now(
+    hub: Hub, link_to: Callable[..., Link], waiter: Waiter
+):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        link = link_to(hub, addresses=[f"127.0.0.1:{nobody.getsockname()[1]}"])
+        agent = Ear(link, waiter)
+        wait_until(lambda: agent.has(NotReached))
+
+        link.set_addresses([f"127.0.0.1:{hub.port}"])
+
+        wait_until(lambda: agent.has(NotReached, Connected))
+
+
+@pytest.mark.parametrize("address", ["gpu1", ":80", "gpu1:0", "gpu1:70000", "gpu1:http", ""])
+def test_what_is_no_address_is_refused(waiter: Waiter, agents: Credentials, address: str):
+    with pytest.raises(UsageError, match="is no address of a dispatcher"):
+        Link(waiter, agents, addresses=[address], name="gpu1", run_id=RUN, hello=b"")
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(
+    hub: Hub, waiter: Waiter, dispatchers: Credentials
+):
+    with pytest.raises(StateError, match=f"cannot listen on port {hub.port}: Address already"):
+        Hub(waiter, dispatchers, run_id=RUN, port=hub.port)
+
+
+def test_an_address_that_is_not_ours_is_told_in_one_line(waiter: Waiter, dispatchers: Credentials):
+    with pytest.raises(StateError, match=r"cannot listen on a port of 192\.0\.2\.1: "):
+        Hub(waiter, dispatchers, run_id=RUN, listen="192.0.2.1")
+
+
+def test_credentials_that_are_none_are_told_in_one_line(waiter: Waiter):
+    with pytest.raises(StateError, match="credentials of this run cannot be used"):
+        Hub(waiter, Credentials("", "", ""), run_id=RUN)
+
+
+def test_nothing_is_left_when_both_have_ended(
+    waiter: Waiter, dispatchers: Credentials, agents: Credentials
+):
+    threads, descriptors = threading.active_count(), psutil.Process().num_fds()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hub = Hub(waiter, dispatchers, run_id=RUN)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= limit[0]
+    address = f"127.0.0.1:{hub.port}"
+    link = Link(waiter, agents, addresses=[address], name="gpu1", run_id=RUN, hello=b"")
+    agent, dispatcher = Ear(link, waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+
+    for _ in range(3):
+        hub.drop("gpu1")
+        wait_until(lambda: agent.of(Disconnected))
+        agent.heard.clear()
+        wait_until(lambda: agent.of(Connected))
+    began = time.monotonic()
+    hub.close()
+    link.close()
+
+    assert time.monotonic() - began < 1.5
+    wait_until(lambda: threading.active_count() == threads)
+    wait_until(lambda: psutil.Process().num_fds() == descriptors)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limit
+    assert os.listdir() == []
