@@ -28,6 +28,7 @@ from smartsched.core.model import (
     GpuKey,
     GpuUuid,
     HostName,
+    Lingering,
     Run,
     RunKey,
     Seen,
@@ -78,7 +79,8 @@ class Agent:
         self._launched: dict[RunKey, RunLaunched] = {}
         self._withheld: list[RunExited] = []  # until their logs have arrived
         self._answers: list[ClaimAnswer] = []
-        self._looks: set[GpuUuid] = set()  # somebody waits for them
+        self._looks: dict[GpuUuid, Timestamp] = {}  # somebody waits for them, since then
+        self._claimed: set[GpuKey] = set()  # or asked for
         self._obeyed = 0
         self._heard: tuple[Timestamp, Timestamp] | None = None
         self._offset = Offset()
@@ -87,6 +89,8 @@ class Agent:
         """There is a new connection: what was said over the last one may be lost."""
         self._obeyed, self._heard, self._offset, self._told = 0, None, Offset(), 0
         self._looks.clear()
+        if self._logs is not None:
+            self._logs.joined()
         self.forget_what_was_seen()
 
     def obey(self, orders: Orders, now: Timestamp) -> None:
@@ -96,7 +100,9 @@ class Agent:
         self._forget(orders.acknowledged)
         if self._lease is not None and orders.renewed is not None:
             self._lease.renew(orders.renewed + self._lease_seconds, now)
-        is_late = now - self._offset.soonest(orders.sent_at) > STALE_AFTER_SECONDS
+        is_late = self._is_late(orders, now)
+        if any(isinstance(order, Expect) for order in orders.orders):
+            self._give_up_other_claims(orders, now)
         for order in orders.orders:
             if isinstance(order, Launch):
                 self._launch(order, now, is_late=is_late)
@@ -105,7 +111,7 @@ class Agent:
 
     def look(self, now: Timestamp) -> None:
         """Take in what has happened here."""
-        seen = [self._offered(each) for each in self._gpus.take(now)]
+        seen = [self._offered(each, now) for each in self._gpus.take(now)]
         self._is_awaited = self._is_awaited or self._answers_look(seen)
         self._seen += seen
         self._take_up(self._launcher.take(now))
@@ -113,7 +119,8 @@ class Agent:
 
     def has_news(self) -> bool:
         """Whether somebody waits for the next report."""
-        return bool(self._is_awaited or self._answers or self._number > self._told)
+        has_more = self._logs is not None and self._logs.is_ready()
+        return bool(self._is_awaited or self._answers or self._number > self._told or has_more)
 
     def report(self, now: Timestamp) -> Report:
         """How this host stands. What is not to be told again is forgotten by it."""
@@ -147,10 +154,13 @@ class Agent:
 
     def is_on_record(self) -> bool:
         """Whether the dispatcher knows all there is to know of runs."""
-        return not self._events and not self._withheld
+        has_logs = self._logs is not None and not self._logs.is_done()
+        return not self._events and not self._withheld and not has_logs
 
     def wake_at(self) -> Timestamp:
-        return min(self._gpus.wake_at(), self._launcher.wake_at(), self._claims.wake_at())
+        parts = (self._gpus, self._launcher, self._claims)
+        logs = float("inf") if self._logs is None else self._logs.wake_at()
+        return min(logs, *(part.wake_at() for part in parts))
 
     def _do(self, order: Order, now: Timestamp) -> None:  # noqa: C901  # a table
         living = self._launcher.living()
@@ -162,13 +172,16 @@ class Agent:
             case Kill(run) if run in living:
                 self._launcher.kill(run)
             case Claim(gpus):
+                self._claimed.update(gpu for gpu, _ in gpus)
                 self._claims.ask(gpus, now)
             case Release(keys):
+                self._claimed.difference_update(keys)
                 self._claims.release(keys, now)
             case Look(uuids):
-                self._looks.update(uuids)
+                self._looks.update(dict.fromkeys(uuids, now))
                 self._gpus.refresh([(GpuKey(self.host, uuid), now) for uuid in uuids], now)
             case Expect(runs):
+                self._is_awaited = True  # by whoever wants to know what goes on here
                 self._expect(runs, now)
             case Fetched(run, size) if self._logs is not None:
                 self._logs.fetched(run, size)
@@ -176,6 +189,22 @@ class Agent:
                 self.is_told_to_leave = True
             case _:
                 pass
+
+    def _is_late(self, orders: Orders, now: Timestamp) -> bool:
+        """By how long they were on their way; and, when all of them take long, by how long ago we
+        said what they answer."""
+        sent_at = self._offset.soonest(orders.sent_at)
+        if orders.renewed is not None:
+            sent_at = min(sent_at, orders.renewed)
+        return now - sent_at > STALE_AFTER_SECONDS
+
+    def _give_up_other_claims(self, orders: Orders, now: Timestamp) -> None:
+        """A dispatcher that has come anew says all that it wants to have."""
+        asked = (order for order in orders.orders if isinstance(order, Claim))
+        wanted = {gpu for claim in asked for gpu, _ in claim.gpus}
+        if others := self._claimed - wanted:
+            self._claimed &= wanted
+            self._claims.release(others, now)
 
     def _launch(self, launch: Launch, now: Timestamp, *, is_late: bool) -> None:
         if launch.run in self._launched or launch.run in self._launcher.living():
@@ -191,7 +220,7 @@ class Agent:
     def _know(self, launched: RunLaunched) -> None:
         self._launched[launched.run] = launched
         if self._logs is not None:
-            self._logs.launched(launched.run, launched.log)
+            self._logs.began(launched.run)
 
     def _expect(self, runs: Iterable[Run], now: Timestamp) -> None:
         known = {event.run for _, event in self._events} | {run.run for run in self._withheld}
@@ -199,6 +228,8 @@ class Agent:
         for run in runs:
             if run.key in known:
                 continue
+            if self._logs is not None and not isinstance(run.status, Starting | Lingering):
+                self._logs.began(run.key)
             if run.key not in living:
                 for event in self._launcher.adopt(run, now):
                     if isinstance(event, RunLaunched):
@@ -233,18 +264,26 @@ class Agent:
         if gone:
             self._launcher.written(gone)
 
-    def _offered(self, seen: Seen) -> Seen:
-        if self._selection is None or not isinstance(seen, Snapshot):
+    def _offered(self, seen: Seen, now: Timestamp) -> Seen:
+        if not isinstance(seen, Snapshot):
             return seen
-        admitted = tuple(gpu for gpu in seen.gpus if self._selection.admits(gpu))
-        return replace(seen, gpus=admitted)
+        gpus = seen.gpus
+        if self._selection is not None:
+            gpus = tuple(gpu for gpu in gpus if self._selection.admits(gpu))
+        return replace(seen, gpus=gpus, arrived_at=now)
 
     def _answers_look(self, seen: list[Seen]) -> bool:
         """Whether somebody waits for one of these."""
-        found = {gpu.key.uuid for each in seen if isinstance(each, Snapshot) for gpu in each.gpus}
-        is_awaited = bool(found & self._looks)
-        self._looks -= found
-        return is_awaited or any(not isinstance(each, Snapshot) for each in seen)
+        found = {
+            gpu.key.uuid
+            for each in seen
+            if isinstance(each, Snapshot)
+            for gpu in each.gpus
+            if self._looks.get(gpu.key.uuid, float("inf")) <= each.taken_at
+        }
+        for uuid in found:
+            del self._looks[uuid]
+        return bool(found) or any(not isinstance(each, Snapshot) for each in seen)
 
 
 class InProcess:

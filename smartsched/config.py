@@ -2,15 +2,17 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal, TypeVar
 
 from smartsched.core.freeness import Share, Size, Thresholds
 from smartsched.core.halt import parse_halt
+from smartsched.core.host_list import HostSpec, parse_hosts
 from smartsched.core.hours import NO_CAP, Cap, parse_cap
 from smartsched.core.policy import Policy
 from smartsched.core.preference import Preference, parse_preference
@@ -29,6 +31,12 @@ from smartsched.core.units import (
 from smartsched.errors import UsageError
 
 _NICEST = 19
+_HIGHEST_PORT = 65535
+# An agent that is silent for so long counts as gone; a shorter lease would end jobs before.
+_SHORTEST_LEASE_SECONDS = 10
+_OF_SEVERAL_HOSTS = {
+    "remote_command", "lease", "on_lost", "sync_logs", "pilots", "gpus_per_pilot",
+}  # fmt: skip
 # What jobs and --on-finish commands are told: it is about the run that they belong to, and says
 # nothing of one that they begin.
 SET_BY_US = frozenset(
@@ -44,6 +52,21 @@ SET_BY_US = frozenset(
 _NOTIFY = "SMARTSCHED_NOTIFY"
 T = TypeVar("T")
 OutputMode = Literal["log", "tag", "raw"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where more than this box is to be used."""
+
+    hosts: tuple[HostSpec, ...]
+    remote_command: str
+    listen: str  # an address of this host; "": all
+    port: int  # 0: any that is free
+    lease_seconds: float | None  # None: runs go on whoever is out of reach
+    syncs_logs: bool
+    slurm: tuple[str, ...] | None  # options of sbatch; None: there are no pilots
+    pilots: int
+    gpus_per_pilot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +92,7 @@ class Config:
     on_finish: str | None
     joblog: str | None
     json_log: str | None
+    cluster: Cluster | None  # None: this box alone
     notify: tuple[str, ...] = field(repr=False)  # URLs, with secrets in them
     notify_stall_seconds: float
     notes: tuple[str, ...]  # what the user may not expect and should know
@@ -78,7 +102,8 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
     """Raises UsageError for a value that cannot be, naming the flag. `run_id`: what tells the run
     from others of its name; "": the name does."""
     selection, notes = _selection(args)
-    output: OutputMode = args.output or ("raw" if args.command is not None else "log")
+    cluster = _cluster(args)
+    output = _output_mode(args, cluster)
     interval = flag("--interval", parse_interval, args.interval)
     policy = Policy(
         run_id=run_id or run_name,
@@ -100,6 +125,8 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         tells=args.on_finish is not None,
         keeps_open=args.keep_open,
         most_gpuless=os.cpu_count() or 1,
+        spans_hosts=cluster is not None,
+        hosts_may_come=cluster is not None and (cluster.slurm is not None or not cluster.hosts),
         **_packing(args),
         **_manners(args),
     )
@@ -112,7 +139,7 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         inputs=tuple(args.files),
         output=output,
         logs=args.logs,
-        shell=_shell(args.shell),
+        shell=shell_for(args.shell),
         working_directory=args.wd,
         quiet=args.quiet,
         verbose=args.verbose,
@@ -125,10 +152,81 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         on_finish=args.on_finish,
         joblog=args.joblog,
         json_log=args.json_log,
+        cluster=cluster,
         notify=tuple(args.notify),
         notify_stall_seconds=flag("--notify-stall", parse_positive_duration, args.notify_stall),
         notes=notes,
     )
+
+
+def spans_hosts(args: argparse.Namespace) -> bool:
+    """Whether more than this box is to be used."""
+    return any(each is not None for each in (args.hosts, args.slurm, args.listen))
+
+
+def _cluster(args: argparse.Namespace) -> Cluster | None:
+    if not spans_hosts(args):
+        return None
+    if args.replay is not None:
+        raise UsageError("--replay plays one box: leave out --hosts, --slurm and --listen")
+    listen, port = ("", 0) if args.listen is None else flag("--listen", _parse_listen, args.listen)
+    lease = flag("--lease", parse_positive_duration, args.lease)
+    if lease < _SHORTEST_LEASE_SECONDS:
+        raise UsageError(f"--lease: {args.lease} is too short: give {_SHORTEST_LEASE_SECONDS}s")
+    return Cluster(
+        hosts=() if args.hosts is None else parse_hosts(args.hosts),
+        remote_command=args.remote_command,
+        listen=listen,
+        port=port,
+        lease_seconds=None if args.on_lost == "keep" else lease,
+        syncs_logs=args.sync_logs,
+        slurm=None if args.slurm is None else flag("--slurm", _parse_words, args.slurm),
+        pilots=flag("--pilots", parse_positive_count, args.pilots),
+        gpus_per_pilot=flag("--gpus-per-pilot", parse_positive_count, args.gpus_per_pilot),
+    )
+
+
+def _parse_words(text: str) -> tuple[str, ...]:
+    import shlex
+
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"{text!r} cannot be taken apart into words: {error}") from error
+
+
+def _parse_listen(text: str) -> tuple[str, int]:
+    """ "10.0.0.1:7000", "[fe80::1]:7000", ":7000", "10.0.0.1"."""
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([\w.-]*))(?::(\d{1,5}))?", text.strip())
+    if found is None or int(found[3] or 0) > _HIGHEST_PORT:
+        raise UsageError(f"{text!r} is no address: write it as in 10.0.0.1:7000, or :7000")
+    return found[1] or found[2] or "", int(found[3] or 0)
+
+
+def _output_mode(args: argparse.Namespace, cluster: Cluster | None) -> OutputMode:
+    if cluster is None:
+        return args.output or ("raw" if args.command is not None else "log")
+    if args.output not in (None, "log"):
+        raise UsageError(
+            f"--output {args.output} goes with one box: on other hosts jobs write logs, which"
+            " --sync-logs brings here"
+        )
+    return "log"
+
+
+def offered_gpus() -> Selection | None:
+    """Of the GPUs of this host, those that its agent may offer: what CUDA_VISIBLE_DEVICES grants
+    (so does a batch system). None: all of them. Raises UsageError for what cannot be read."""
+    granted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if granted is None:
+        return None
+    devices = _before_the_first_invalid(granted)
+    if not devices.strip(" ,") or devices == "NoDevFiles":  # as Slurm says it
+        return Selection((), "CUDA_VISIBLE_DEVICES")
+    try:
+        return Selection(parse_ids(devices), "CUDA_VISIBLE_DEVICES")
+    except UsageError as error:
+        raise UsageError(f"CUDA_VISIBLE_DEVICES={granted!r} of this host {error}") from error
 
 
 def wants_color(args: argparse.Namespace) -> bool:
@@ -165,8 +263,40 @@ def _of_no_effect(args: argparse.Namespace, policy: Policy) -> Iterator[str]:
             f"--grace is not for jobs that give way: they have --yield-grace ({args.yield_grace}),"
             " or --grace where --checkpoint-signal lets them save their state"
         )
+    yield from _of_no_effect_on_hosts(args, flags)
     if "claims" in flags and (args.simulate is not None or args.replay is not None):
         yield "--claims goes with real GPUs: pretend ones are nobody else's"
+
+
+def _of_no_effect_on_hosts(args: argparse.Namespace, flags: Collection[str]) -> Iterator[str]:
+    lonely, goes_with = set(), "--hosts, --slurm or --listen"
+    if not spans_hosts(args):
+        lonely = _OF_SEVERAL_HOSTS.intersection(flags)
+    elif args.slurm is None:
+        lonely, goes_with = {"pilots", "gpus_per_pilot"}.intersection(flags), "--slurm"
+    for option in sorted(lonely):
+        yield f"--{option.replace('_', '-')} goes with {goes_with}"
+
+
+def batch_job() -> str | None:
+    """The number of the job of Slurm's that we are in; None: we are in none."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def end_of_batch_job() -> float | None:
+    """When its time is over, in Unix seconds; None: it does not say."""
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(end) if end.isdecimal() else None
+
+
+def came_by_ssh_from() -> str | None:
+    """The address that our ssh session comes from (ssh(1): SSH_CONNECTION); None: there is none."""
+    return os.environ.get("SSH_CONNECTION", "").partition(" ")[0] or None
+
+
+def environment_of_agents() -> dict[str, str]:
+    """An agent is part of no job, though somebody may start one there."""
+    return {name: text for name, text in os.environ.items() if name not in SET_BY_US}
 
 
 def variables() -> dict[str, str]:
@@ -282,7 +412,7 @@ def _selection(args: argparse.Namespace) -> tuple[Selection, tuple[str, ...]]:
     if args.gpus is not None:
         return Selection(flag("--gpus", parse_ids, args.gpus), "--gpus", excluded), ()
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if inherited is None or args.simulate is not None or args.replay is not None:
+    if inherited is None or _has_own_gpus(args):
         return Selection(None, "--gpus", excluded), ()
     name = "CUDA_VISIBLE_DEVICES"
     try:
@@ -299,9 +429,14 @@ def inherited_gpus(args: argparse.Namespace) -> str | None:
     """What limits the choice of GPUs though no flag says so: to be remembered with the run, since
     another shell may resume it. None: nothing does."""
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if args.gpus is not None or args.simulate is not None or args.replay is not None:
+    if args.gpus is not None or _has_own_gpus(args):
         return None
     return _before_the_first_invalid(inherited or "") or None
+
+
+def _has_own_gpus(args: argparse.Namespace) -> bool:
+    """Whether it is about other GPUs than those of this box."""
+    return args.simulate is not None or args.replay is not None or spans_hosts(args)
 
 
 def _before_the_first_invalid(devices: str) -> str:
@@ -310,7 +445,7 @@ def _before_the_first_invalid(devices: str) -> str:
     return ",".join(takewhile(lambda device: device.strip() != "-1", devices.split(",")))
 
 
-def _shell(asked: str | None) -> str:
+def shell_for(asked: str | None) -> str:
     import shutil
 
     if asked is not None:

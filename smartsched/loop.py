@@ -107,6 +107,7 @@ class Loop:
         self._answers: list[tuple[str, Answer]] = []  # to be given once all of it is on record
         self._asked: list[str] = []  # requests that want to know how the run stands
         self._behind = False  # the journal could not be written
+        self._is_noted_only = False  # the last of what is in it may be gone with this machine
 
     def resume(self, resumed: RunResumed, replaced: ListReplaced | None, *, adopt: bool) -> None:
         """Go on where an earlier dispatcher ended or died. `adopt`: whether what it left running
@@ -201,8 +202,11 @@ class Loop:
         overslept = now > self._slept_until + OVERSLEPT_SECONDS
         for observation in world.gpus.take(now):
             heard_at = now
-            if overslept and isinstance(observation, Snapshot):
-                heard_at = observation.taken_at  # it lay about while we were stopped
+            if isinstance(observation, Snapshot):
+                if observation.arrived_at is not None:
+                    heard_at = observation.arrived_at
+                if overslept:
+                    heard_at = observation.taken_at  # it lay about while we were stopped
             see(self.state, observation, heard_at)
         self._more_input = False
         if self.state.closing is Closing.NO and self.state.input_open and not self._behind:
@@ -271,22 +275,21 @@ class Loop:
     def _write(self, events: Sequence[Event]) -> str | None:
         """Make them durable with what is true already. Why not, if not."""
         everything = [*self._unwritten, *events]
-        if not everything:
-            self._behind = False
-            return None
-        why = self._world.journal.write(everything)
+        why = self._world.journal.write(everything) if everything else None
         self._behind = why is not None
         if why is None:
             self._unwritten.clear()
-            self._world.launcher.written(everything)
+            self._is_noted_only = self._is_noted_only and not everything
+            if not self._is_noted_only:
+                self._world.launcher.written(everything)
         return why
 
     def _note_launches(self) -> None:
-        """So that another dispatcher knows them; the machine's end would be theirs as well, so it
-        need not be durable yet."""
+        """So that another dispatcher knows them. It need not be durable yet: the machine's end would
+        be theirs as well, and agents elsewhere tell of them again until it is."""
         if self._world.journal.write(self._unwritten, durable=False) is None:
-            self._world.launcher.written(self._unwritten)
             self._unwritten = []
+            self._is_noted_only = True
 
     def _hold(self, decision: Decision, why: str, now: Timestamp) -> None:
         """Nothing is started that is not on record; all else that was decided is done."""

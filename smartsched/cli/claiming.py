@@ -13,16 +13,26 @@ from smartsched.edges.claims import FolderClaims, NoClaims
 
 def claims_for(config: Config, warn: Callable[[str], None]) -> FolderClaims | NoClaims:
     """Raises StateError if the folder cannot be used."""
-    files = claim_files_for(config)
+    return claims_in(config.claims, config.run_name, warn)
+
+
+def claims_in(
+    folder: str | None, run_name: str, warn: Callable[[str], None]
+) -> FolderClaims | NoClaims:
+    """`folder`: see Config.claims. Raises StateError if it cannot be used."""
+    files = _files_in(folder, run_name)
     return NoClaims() if files is None else FolderClaims(files, warn)
 
 
 def claim_files_for(config: Config) -> ClaimFiles | None:
     """Raises StateError if the folder cannot be used. None: there are no claims."""
-    if config.claims is None:
+    return _files_in(config.claims, config.run_name)
+
+
+def _files_in(folder: str | None, run_name: str) -> ClaimFiles | None:
+    if folder is None:
         return None
-    reader = ClaimReader(tidy_up=True)
-    return ClaimFiles(_folder(config.claims), reader, run_name=config.run_name)
+    return ClaimFiles(_folder(folder), ClaimReader(tidy_up=True), run_name=run_name)
 
 
 class OthersClaims:

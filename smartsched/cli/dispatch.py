@@ -53,7 +53,7 @@ from smartsched.errors import SmartschedError, UsageError
 from smartsched.fleet.claims import FleetClaims
 from smartsched.fleet.gpus import FleetGpus
 from smartsched.fleet.hosts import Hosts
-from smartsched.fleet.launcher import FleetLauncher
+from smartsched.fleet.launcher import FleetLauncher, Sink
 from smartsched.loop import Loop, World
 from smartsched.ports import Observer
 
@@ -76,7 +76,7 @@ class _Parts:
     output: Output
     hooks: Hooks | NoHooks
     notices: Notices | NoNotices
-    processes: Processes
+    finish: Callable[[], None]  # leave nobody behind where the jobs were
 
 
 def dispatch(
@@ -87,6 +87,8 @@ def dispatch(
     keep_from_children()
     if config.notify:
         check_notify(config.notify)
+    if config.cluster is not None:
+        return _dispatch_to_hosts(stack, session, clock, waiter, adopt=adopt)
     if config.working_directory is not None:
         _change_to(config.working_directory)
     sampler = start_sampler(
@@ -103,6 +105,22 @@ def dispatch(
     see(state, snapshot, clock.now())
     if (why := why_no_job_can_start(state)) is not None:
         raise UsageError(f"no job can ever start: {why}")
+    _run(loop, parts, session, clock)
+    _finish(parts, loop, clock, waiter)
+    return state
+
+
+def _dispatch_to_hosts(
+    stack: ExitStack, session: Session, clock: SteadyClock, waiter: Waiter, *, adopt: bool
+) -> State:
+    """What there is to run on shows when agents join."""
+    state = session.state
+    state.policy = session.config.policy
+    parts = _assemble(stack, session, clock, waiter, None)
+    loop = Loop(parts.world, state, session.window)
+    if session.resumed is not None:
+        parts.narrator.resumed(state, clock.now())
+        loop.resume(session.resumed, session.replaced, adopt=adopt)
     _run(loop, parts, session, clock)
     _finish(parts, loop, clock, waiter)
     return state
@@ -150,8 +168,9 @@ def _run(loop: Loop, parts: _Parts, session: Session, clock: SteadyClock) -> Non
 
 
 def _assemble(
-    stack: ExitStack, session: Session, clock: SteadyClock, waiter: Waiter, sampler: Sampler
+    stack: ExitStack, session: Session, clock: SteadyClock, waiter: Waiter, sampler: Sampler | None
 ) -> _Parts:
+    """`sampler`: of this box; None: jobs run on hosts that have agents."""
     config = session.config
     stderr = PatientStream(2)
     stack.callback(stderr.finish)
@@ -165,20 +184,25 @@ def _assemble(
     remarks = Remarks(narrator.warn)
     for note in (*config.notes, *session.notes):
         warn(note)
-    claims = claims_for(config, warn)
-    stack.callback(claims.close)
-    output = _output(config, session, waiter, warn)
-    stack.callback(output.close)
     hooks = _hooks(config, warn)
     notices = _notices(stack, session, clock, warn)
-    processes = _processes(stack, session, waiter, output, hooks, notices, sampler)
+    if sampler is None:
+        output: Output = Untouched()
+        hosts, finish, logs = _cluster(stack, session, clock, waiter, hooks, notices, warn)
+    else:
+        output = _output(config, session, waiter, warn)
+        stack.callback(output.close)
+        claims = claims_for(config, warn)
+        stack.callback(claims.close)
+        processes = _processes(stack, session, waiter, output, hooks, notices, sampler)
+        hosts = _this_host_alone(Agent(this_host(), sampler, processes, claims), session.state)
+        finish, logs = processes.close, None
     desk = _desk(stack, session, waiter)
-    hosts = _this_host_alone(Agent(this_host(), sampler, processes, claims), session.state)
     world = World(
         clock=clock,
         waiter=waiter,
         gpus=FleetGpus(hosts),
-        launcher=FleetLauncher(hosts, session.state),
+        launcher=FleetLauncher(hosts, session.state, logs),
         intake=session.intake,
         claims=FleetClaims(hosts),
         requests=SignalRequests(waiter, single=session.single),
@@ -196,7 +220,34 @@ def _assemble(
             ]
         ),
     )
-    return _Parts(world, narrator, remarks, view, output, hooks, notices, processes)
+    return _Parts(world, narrator, remarks, view, output, hooks, notices, finish)
+
+
+def _cluster(
+    stack: ExitStack,
+    session: Session,
+    clock: SteadyClock,
+    waiter: Waiter,
+    hooks: Hooks | NoHooks,
+    notices: Notices | NoNotices,
+    warn: Warn,
+) -> tuple[Hosts, Callable[[], None], Sink | None]:
+    """The hosts that have agents, how to let them go, and where their logs go."""
+    from smartsched.cli.cluster import ClusterSite
+
+    site = ClusterSite(
+        stack,
+        session.args,
+        session.config,
+        session.folder,
+        session.state,
+        clock,
+        waiter,
+        warn,
+        began_in=os.getcwd(),
+    )
+    site.on_child_end += [hooks.ended, notices.ended]
+    return site.hosts, site.finish, site.logs
 
 
 def _this_host_alone(agent: Agent, state: State) -> Hosts:
@@ -249,7 +300,7 @@ def _processes(
 
 
 def _finish(parts: _Parts, loop: Loop, clock: SteadyClock, waiter: Waiter) -> None:
-    parts.processes.close()
+    parts.finish()
     _settle(parts, waiter, clock, loop.state)
     if left := parts.hooks.left():
         text = f"{words.count(left, '--on-finish command')} did not end, or did not begin"

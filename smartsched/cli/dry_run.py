@@ -35,7 +35,7 @@ _SILENCE_SECONDS = 0.5
 def main(args: argparse.Namespace) -> int:
     config = settle(args, new_run_name())
     check_source(args)
-    onlooker = Onlooker(config)
+    onlooker = _onlooker(args, config)
     try:
         commands = list(_commands(config))
         notes = config.notes
@@ -45,7 +45,8 @@ def main(args: argparse.Namespace) -> int:
         onlooker.watch_for_the_window()
         state.footprints = _what_is_known(args)
         now = onlooker.clock.now()
-        OthersClaims(config, lambda text: print(text, file=sys.stderr)).see(state, now)
+        if config.cluster is None:  # else each agent knows what is claimed on its host
+            OthersClaims(config, lambda text: print(text, file=sys.stderr)).see(state, now)
         for spec in commands:
             apply(state, JobAccepted(now, state.next_job(), spec))
         found = survey(state, onlooker.clock.now())
@@ -53,6 +54,14 @@ def main(args: argparse.Namespace) -> int:
         onlooker.close()
     _show(found, config, notes, as_object=args.json)
     return 0 if found.any_free else EXIT_NONE_FREE
+
+
+def _onlooker(args: argparse.Namespace, config: Config) -> Onlooker:
+    if config.cluster is None:
+        return Onlooker(config)
+    from smartsched.cli.overlooking import HostsOnlooker
+
+    return HostsOnlooker(args, config)
 
 
 def _what_is_known(args: argparse.Namespace) -> dict[str, Footprint]:

@@ -7,7 +7,7 @@ from smartsched.cli.wiring import first_snapshot, start_sampler
 from smartsched.config import Config
 from smartsched.core import words
 from smartsched.core.freeness import Unknown
-from smartsched.core.model import GpuSample, Seen, Timestamp
+from smartsched.core.model import GpuSample, Observation, Timestamp
 from smartsched.core.sight import see
 from smartsched.core.standing import current_verdict
 from smartsched.core.state import State
@@ -18,7 +18,9 @@ from smartsched.edges.waiter import Waiter
 class Onlooker:
     """Has a sampler child from its beginning until it is closed."""
 
-    def __init__(self, config: Config, tell: Callable[[Seen], None] = lambda _: None) -> None:
+    def __init__(
+        self, config: Config, tell: Callable[[Observation], None] = lambda _: None
+    ) -> None:
         """`tell` is told all that is taken in."""
         self._config = config
         self._tell = tell
@@ -40,10 +42,10 @@ class Onlooker:
         self._tell(snapshot)
         return self.state
 
-    def take(self) -> list[Seen]:
+    def take(self) -> list[Observation]:
         """What is new, taken in already."""
         now = self.clock.now()
-        news = list(self.sampler.take(now))
+        news: list[Observation] = list(self.sampler.take(now))
         for observation in news:
             see(self.state, observation, now)
             self._tell(observation)

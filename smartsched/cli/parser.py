@@ -52,6 +52,10 @@ one command may ask for itself in a comment behind it, which the shell passes ov
   python train.py  # smartsched: gpus=2 mem=24GiB util=60% priority=5 timeout=2h name=big"""
 
 
+_HOSTS = """\
+needs pip install 'smartsched[cluster]' here and on the hosts; smartsched hosts shows them:"""
+
+
 _OF_IDS = ("--gpus", "--exclude", "--prefer")
 # What is asked for by --resume without a name.
 LATEST = ""
@@ -94,6 +98,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     _join_resume(args)
     _check_resume(args)
     _make_absolute(args)
+    _read_hosts(args)
     return args
 
 
@@ -102,7 +107,8 @@ def given(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, An
     unset = object()
     lists = {a.dest for a in parser._actions if isinstance(a, argparse._AppendAction)}
     start = {a.dest: None if a.dest in lists else unset for a in parser._actions}
-    args = parser.parse_args(_join_gpu_ids(list(words)), argparse.Namespace(**start))
+    joined = _join_gpu_ids(_join_options_of_others(list(words)))
+    args = parser.parse_args(joined, argparse.Namespace(**start))
     return {
         name: value
         for name, value in vars(args).items()
@@ -172,6 +178,22 @@ def _make_absolute(args: argparse.Namespace) -> None:
             setattr(args, option, plus + os.path.abspath(place))
 
 
+def _read_hosts(args: argparse.Namespace) -> None:
+    """The file is read once: a run that is resumed has the hosts that it had. Raises UsageError."""
+    if args.hosts is None and args.hosts_file is None:
+        return
+    from smartsched.core.host_list import as_text, parse_hosts
+
+    files = []
+    if args.hosts_file is not None:
+        try:
+            with open(args.hosts_file, encoding="utf-8", errors="replace") as file:
+                files.append((args.hosts_file, file.read()))
+        except OSError as error:
+            build_parser().error(f"--hosts-file: cannot read {args.hosts_file}: {error.strerror}")
+    args.hosts, args.hosts_file = as_text(parse_hosts(args.hosts, files)), None
+
+
 # What a living run can be told: thresholds, caps, manners, what becomes of failures.
 SETTABLE = {
     "max_mem", "max_util", "min_free_mem", "max_procs", "free_for", "ignore_user", "ignore_pid",
@@ -230,6 +252,7 @@ def parse_again(words: Sequence[str], options: str) -> argparse.Namespace:
     args.command = None
     _join_resume(args)
     _make_absolute(args)
+    _read_hosts(args)
     return args
 
 
@@ -250,6 +273,17 @@ def as_bytes_see_it(text: str) -> str:
     import os
 
     return os.fsencode(text).decode("utf-8", "surrogateescape")
+
+
+def _join_options_of_others(words: list[str]) -> list[str]:
+    """`--slurm --partition=gpu` -> `--slurm=--partition=gpu`: what follows is no option of ours."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--slurm" and word != "--":
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _join_gpu_ids(words: list[str]) -> list[str]:
@@ -302,6 +336,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_packing(parser.add_argument_group("what a job gets", _WISHES))
     _add_manners(parser.add_argument_group("sharing the box"))
     _add_failures(parser.add_argument_group("when jobs fail"))
+    _add_hosts(parser.add_argument_group("several hosts", _HOSTS))
     _add_run(parser.add_argument_group("the run, and going on with it"))
     _add_output(parser.add_argument_group("what is seen"))
     _add_notices(parser.add_argument_group("being told elsewhere"))
@@ -577,6 +612,61 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--state",
         metavar="DIR",
         help="where runs are remembered (default: ~/.local/state/smartsched)",
+    )
+
+
+def _add_hosts(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--hosts",
+        metavar="LIST",
+        help="use the GPUs of these hosts, by your own ssh: gpu1,gpu2,user@gpu3:22",
+    )
+    add("--hosts-file", metavar="FILE", help="likewise, one host a line")
+    add(
+        "--remote-command",
+        metavar="TEXT",
+        default="smartsched",
+        help="how a host's shell runs smartsched, such as 'source venv/bin/activate && smartsched'"
+        " (default: %(default)s)",
+    )
+    add(
+        "--listen",
+        metavar="[ADDRESS][:PORT]",
+        help="where hosts are waited for (default: any address, a free port); alone: hosts join by"
+        " smartsched agent --join",
+    )
+    add(
+        "--lease",
+        metavar="TIME",
+        default="5m",
+        help="for so long jobs go on on a host that is out of reach (default: %(default)s)",
+    )
+    add(
+        "--on-lost",
+        choices=("requeue", "keep"),
+        default="requeue",
+        help="then they are stopped there and started anew elsewhere; or go on, and are waited for"
+        " (default: %(default)s)",
+    )
+    add(
+        "--sync-logs",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="bring logs here from hosts that write them to disks of their own",
+    )
+    add(
+        "--slurm",
+        metavar="OPTIONS",
+        help="use GPUs that Slurm grants: submit pilots with these options of sbatch, such as"
+        " '--partition=gpu --time=8:00:00'",
+    )
+    add("--pilots", metavar="N", default="1", help="at most so many (default: %(default)s)")
+    add(
+        "--gpus-per-pilot",
+        metavar="N",
+        default="1",
+        help="that each of them asks for (default: %(default)s)",
     )
 
 

@@ -16,7 +16,7 @@ from smartsched.cli.host import this_host, this_place
 from smartsched.cli.limits import settle
 from smartsched.cli.parser import HAD_NOTICES, LATEST, parse_again, remembered
 from smartsched.cli.session import Session, copies_in, open_journal, runs_of, window_for
-from smartsched.config import Config
+from smartsched.config import Config, spans_hosts
 from smartsched.core.apply import apply
 from smartsched.core.events import (
     ListReplaced,
@@ -76,10 +76,10 @@ def resume(
     journal = open_journal(folder)
     stack.callback(journal.close)
     past = _past_of(journal, name, Attempts(folder.make_folder(JOBS)).all())
-    if not args.assume_gone:
+    again = parse_again(words, past.options)
+    if not args.assume_gone and not spans_hosts(again):
         _check_place(past, name)
     past.whole = _whole(past, folder)
-    again = parse_again(words, past.options)
     try:
         os.chdir(past.began.directory)
     except OSError as error:

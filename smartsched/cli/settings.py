@@ -28,6 +28,7 @@ _FLAGS_ONLY = {
 # names files that are written over.
 _NOT_BY_FOLDER = {
     "on_finish", "shell", "notify", "joblog", "json_log", "state", "claims", "no_claims",
+    "hosts", "hosts_file", "remote_command", "listen", "slurm",
 }  # fmt: skip
 # URLs with passwords in them, and commas too: in the environment, blanks stand between them.
 SECRET = {"notify"}

@@ -26,6 +26,8 @@ VERBS = {
     "shapes": "[--json] [--forget SHAPE... | --forget-all]",
     "doctor": "[--json]",
     "config": "[--json] [OPTIONS]",
+    "hosts": "[RUN] [--json]",
+    "agent": "--join FILE|- [--host NAME] [--pilot]",
     "sample": "[--interval 1s] [--once]",
 }
 

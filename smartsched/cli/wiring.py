@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from smartsched.cli.host import this_host
-from smartsched.core.model import SamplerTrouble, Snapshot
+from smartsched.core.model import HostName, SamplerTrouble, Snapshot
 from smartsched.core.policy import Policy
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.sampler import ENDED, Sampler
@@ -39,14 +39,19 @@ def check_source(args: argparse.Namespace) -> None:
 
 
 def start_sampler(
-    waiter: Waiter, clock: SteadyClock, arguments: Sequence[str], patience_seconds: float
+    waiter: Waiter,
+    clock: SteadyClock,
+    arguments: Sequence[str],
+    patience_seconds: float,
+    host: HostName | None = None,
 ) -> Sampler:
+    """`host`: whose GPUs they are, by name; None: this one's."""
     # -P: a pynvml.py that happens to lie in the current folder is not the driver's
     argv = [sys.executable, "-P", "-c", _CHILD, *arguments]
     return Sampler(
         waiter,
         argv,
-        this_host(),
+        host or this_host(),
         at_monotonic=clock.at_monotonic,
         patience_seconds=patience_seconds,
         now=clock.now(),

@@ -101,7 +101,7 @@ def offers(
         holds = [hold for hold in state.holds_on(key) if (key, hold.run) not in released]
         if key in shut or any(hold.cleared_at is not None for hold in holds):
             continue
-        if key.host in state.hosts and state.hosts[key.host].leaves:
+        if state.policy.spans_hosts and not _takes_work(state, key.host):
             continue
         if state.policy.loses_work and has_somebody_new(watch, now):
             continue  # what is started there would have to give way at once
@@ -118,6 +118,10 @@ def offers(
         assert use is not None
         found.append(_offer(state, sample, use.memory_bytes, holds, now))
     return sorted(found, key=_order)
+
+
+def _takes_work(state: State, host: HostName) -> bool:
+    return host in state.hosts and state.hosts[host].takes_work
 
 
 def _order(offer: Offer) -> tuple[object, ...]:

@@ -36,6 +36,7 @@ from smartsched.core.guard import is_suspect, why_all_fail
 from smartsched.core.model import (
     GpuKey,
     GpuSample,
+    HostName,
     Job,
     Lingering,
     NotStarted,
@@ -51,7 +52,7 @@ from smartsched.core.model import (
 from smartsched.core.placement import NO_GPU
 from smartsched.core.planning import WAIT_FOR_ANOTHER_GPU_SECONDS, Plan, plan
 from smartsched.core.standing import REMEMBERED_SECONDS
-from smartsched.core.state import QUICK_SECONDS, Closing, State
+from smartsched.core.state import QUICK_SECONDS, Closing, State, is_out_of_reach
 from smartsched.core.strangers import Hold, memory_is_back
 
 # A process that does not even die of SIGKILL hangs in the kernel; nothing we do changes that.
@@ -114,6 +115,9 @@ def _why_nothing_is_asked_for(state: State) -> Wait | None:
 
 def _stop_runs(state: State, now: Timestamp, decision: Decision) -> None:
     for key, run in state.runs.items():
+        host = run.status.placement.host
+        if is_out_of_reach(state, host) and state.closing < Closing.STOP:
+            continue  # it may have ended, and nobody would hear; if not, there is time then
         match run.status:
             case Running():
                 _stop_running(state, run, run.status, now, decision)
@@ -121,8 +125,8 @@ def _stop_runs(state: State, now: Timestamp, decision: Decision) -> None:
                 _ask_to_end(key, "asked", now, decision)
             case Stopping(since=since, killed_at=None) | Lingering(since=since, killed_at=None):
                 _kill_when_overdue(state, run, since, now, decision)
-            case Stopping(killed_at=float(killed_at)) | Lingering(killed_at=float(killed_at)):
-                decision.wake_after(now, killed_at + UNKILLABLE_AFTER_SECONDS)
+            case Stopping(killed_at=float()) | Lingering(killed_at=float()):
+                decision.wake_after(now, given_up_at(state, run))
             case _:
                 pass
 
@@ -170,6 +174,7 @@ def _ask_to_save(state: State, key: RunKey, now: Timestamp, decision: Decision) 
 def _kill_when_overdue(
     state: State, run: Run, since: Timestamp, now: Timestamp, decision: Decision
 ) -> None:
+    since = max(since, _in_reach_since(state, run))
     due = since if state.closing is Closing.KILL else since + _grace(state, run)
     if now >= due:
         decision.events.append(RunKilled(now, run.key))
@@ -202,6 +207,9 @@ def _give_way(state: State, now: Timestamp, decision: Decision) -> None:
     if state.closing >= Closing.STOP:
         return
     stopped = {event.run for event in decision.events if isinstance(event, RunStopping)}
+    stopped |= {
+        key for key, run in state.runs.items() if is_out_of_reach(state, run.status.placement.host)
+    }
     for giving in who_gives_way(state, now, stopped):
         decision.events.append(RunStopping(now, giving.run, "contention", giving.who))
         asks = state.policy.asks_for_checkpoints and giving.has_time
@@ -222,9 +230,15 @@ def _release_gpus(state: State, now: Timestamp, decision: Decision) -> Released:
     for gpu, holds in state.holds.items():
         watch = state.gpus.get(gpu)
         for hold in holds.values():
-            if hold.cleared_at is None or watch is None:
+            if hold.cleared_at is None:
                 continue
-            if watch.taken_at < hold.cleared_at:
+            if _is_gone_for_good(state, gpu.host):
+                decision.events.append(GpuReleased(now, gpu, hold.run))
+                released.add((gpu, hold.run))
+                decision.wake_by(now)
+            elif watch is None:
+                continue
+            elif watch.taken_at < hold.cleared_at:
                 decision.actions.append(Refresh(gpu, hold.cleared_at))
             elif isinstance(watch.latest, GpuSample) and memory_is_back(watch.latest, hold):
                 decision.events.append(GpuReleased(now, gpu, hold.run))
@@ -233,6 +247,11 @@ def _release_gpus(state: State, now: Timestamp, decision: Decision) -> Released:
             else:
                 _look_again(state, gpu, watch, hold, now, decision)
     return released
+
+
+def _is_gone_for_good(state: State, host: HostName) -> bool:
+    """Whether it is no part of this run any more: nothing there is known, and nobody looks."""
+    return state.policy.spans_hosts and host not in state.hosts and host not in state.troubles
 
 
 def _look_again(
@@ -372,7 +391,7 @@ def _give_up_waiting(state: State, now: Timestamp, decision: Decision) -> None:
 def _is_over(state: State, now: Timestamp, decision: Decision) -> bool:
     if _starts_any(decision):
         return False
-    if state.ended or any(not is_given_up(run, now) for run in state.runs.values()):
+    if state.ended or any(not is_given_up(state, run, now) for run in state.runs.values()):
         return False
     if state.closing is not Closing.NO:
         return True
@@ -383,10 +402,24 @@ def _starts_any(decision: Decision) -> bool:
     return any(isinstance(action, Launch) for action in decision.actions)
 
 
-def is_given_up(run: Run, now: Timestamp) -> bool:
+def is_given_up(state: State, run: Run, now: Timestamp) -> bool:
     """Whether even SIGKILL has not ended it: it hangs in the kernel."""
+    return now >= given_up_at(state, run)
+
+
+def given_up_at(state: State, run: Run) -> Timestamp:
+    """Where it is out of reach nobody knows, and those who want to end do not wait for that."""
+    host = run.status.placement.host
+    if is_out_of_reach(state, host) and state.closing < Closing.STOP:
+        return float("inf")
     match run.status:
         case Lingering(killed_at=float(killed_at)) | Stopping(killed_at=float(killed_at)):
-            return now - killed_at >= UNKILLABLE_AFTER_SECONDS
+            return max(killed_at, _in_reach_since(state, run)) + UNKILLABLE_AFTER_SECONDS
         case _:
-            return False
+            return float("inf")
+
+
+def _in_reach_since(state: State, run: Run) -> Timestamp:
+    """What it was told before may not have arrived."""
+    host = state.hosts.get(run.status.placement.host)
+    return host.since if host is not None and state.policy.spans_hosts else float("-inf")

@@ -10,6 +10,7 @@ from smartsched.core.model import (
     GpuKey,
     GpuProcess,
     GpuSample,
+    HostName,
     RunKey,
     Running,
     Snapshot,
@@ -66,9 +67,9 @@ def measured_event(state: State, ended: EndedRun, now: Timestamp) -> RunMeasured
 
 def find_strays(state: State, snapshot: Snapshot) -> None:
     """Processes of ours on GPUs that their runs were not given."""
-    holds = {hold.run: hold for held in state.holds.values() for hold in held.values()}
+    holds = {hold.run: hold for hold in _held_on(state, snapshot.host)}
     living = [hold for hold in holds.values() if hold.run in state.meters]
-    living += _without_a_gpu(state)
+    living += _without_a_gpu(state, snapshot.host)
     for reading in snapshot.gpus if living else ():
         if isinstance(reading, GpuSample):
             for process in reading.processes:
@@ -83,9 +84,8 @@ def strays_at(state: State, watch: Watch) -> list[GpuProcess]:
     another run of ours."""
     if watch.use is None or not watch.use.processes:
         return []
-    tag = f"{state.policy.run_id}/"
-    holds = [hold for held in state.holds.values() for hold in held.values()]
-    holds += _without_a_gpu(state)
+    tag, host = f"{state.policy.run_id}/", watch.latest.key.host
+    holds = [*_held_on(state, host), *_without_a_gpu(state, host)]
     return [
         process
         for process in watch.use.processes
@@ -99,11 +99,20 @@ def strays_bytes(state: State, watch: Watch) -> int:
     return sum(process.memory_bytes or 0 for process in known)
 
 
-def _without_a_gpu(state: State) -> Iterator[Hold]:
-    """What would be known of runs that were given none, had they been given one."""
+def _held_on(state: State, host: HostName) -> Iterator[Hold]:
+    """Of that host's runs alone: another host's pids are other processes."""
+    for gpu, held in state.holds.items():
+        if gpu.host == host:
+            yield from held.values()
+
+
+def _without_a_gpu(state: State, host: HostName) -> Iterator[Hold]:
+    """What would be known of runs there that were given none, had they been given one."""
     for key, run in state.runs.items():
         status = run.status
-        if isinstance(status, Running) and not status.placement.gpus:
+        if not isinstance(status, Running) or status.placement.gpus:
+            continue
+        if status.placement.host in ("", host):
             tag = tag_of(state.policy.run_id, key)
             yield Hold(key, tag, status.since, 0, status.process.pid, cleared_at=None)
 

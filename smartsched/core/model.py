@@ -124,6 +124,7 @@ class Snapshot:
     taken_at: Timestamp  # when reading began: nothing in it is older
     gpus: tuple[GpuReading, ...]
     whole: bool
+    arrived_at: Timestamp | None = None  # when reading had ended; None: just now
 
     def pids(self) -> set[int]:
         """Of every process on them."""

@@ -45,7 +45,7 @@ def _settled(state: State, ended: EndedRun, now: Timestamp) -> Event | None:
     if run is None:
         return requeued
     # Two attempts at one job must not meet: what the first left behind has to go before.
-    return JobFinished(now, ended.key, "failed") if is_given_up(run, now) else None
+    return JobFinished(now, ended.key, "failed") if is_given_up(state, run, now) else None
 
 
 def _outcome(ended: EndedRun) -> Outcome:

@@ -33,7 +33,9 @@ def see(state: State, observation: Observation, now: Timestamp) -> None:
         case SamplerTrouble(host):
             state.troubles[host] = observation
         case HostHere(host, node, cores, leaves):
-            state.hosts[host] = Host(node, cores, leaves)
+            known = state.hosts.get(host)
+            since = known.since if known is not None and known.here else now
+            state.hosts[host] = Host(node, cores, leaves, since=since)
         case HostAway():
             _lose_sight(state, observation)
         case Snapshot():
@@ -66,9 +68,10 @@ def _lose_sight(state: State, away: HostAway) -> None:
 
 
 def _forget(state: State, host: HostName) -> None:
-    """Of a host that is gone for good, where no run is any more."""
-    for gpu in [key for key in state.gpus if key.host == host and key not in state.holds]:
-        del state.gpus[gpu]
+    """Of a host that is gone for good. What is held there is given back by decisions."""
+    for gpus in (state.gpus, state.refused):
+        for gpu in [key for key in gpus if key.host == host]:
+            del gpus[gpu]
     for known in (state.hosts, state.troubles, state.cards, state.out_of_reach):
         known.pop(host, None)
 

@@ -10,6 +10,8 @@ from smartsched.core.selection import label
 from smartsched.core.state import FAILURES_IN_A_ROW, State
 from smartsched.core.strangers import Hold
 
+# Why a host is not here yet, before anything was heard of it.
+BEING_STARTED = "an agent is being started there"
 # What another dispatcher has claimed is asked for again every second while somebody waits for it.
 REMEMBERED_SECONDS = 5.0
 
@@ -124,4 +126,8 @@ def unseen_hosts(state: State) -> list[str]:
     seen = {key.host for key in state.gpus}
     if not state.policy.spans_hosts:
         return []
-    return [f"{host}: {t.why}" for host, t in sorted(state.troubles.items()) if host not in seen]
+    return [
+        trouble.why if host in trouble.why else f"{host}: {trouble.why}"
+        for host, trouble in sorted(state.troubles.items())
+        if host not in seen
+    ]

@@ -76,6 +76,7 @@ class Host:
     cores: int
     leaves: bool = False  # soon, and for good
     here: bool = True  # somebody answers for it
+    since: Timestamp = float("-inf")  # he does, or did
 
     @property
     def takes_work(self) -> bool:
@@ -158,6 +159,12 @@ class State:
     def in_order(self) -> list[tuple[GpuKey, Watch]]:
         """The GPUs as people list them."""
         return sorted(self.gpus.items(), key=lambda item: position(item[1].latest))
+
+
+def is_out_of_reach(state: State, host: HostName) -> bool:
+    """Whether nobody there can be told anything, nor tell what has happened."""
+    known = state.hosts.get(host)
+    return state.policy.spans_hosts and (known is None or not known.here)
 
 
 def position(reading: GpuReading) -> tuple[str, int, int]:

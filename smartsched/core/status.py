@@ -5,6 +5,7 @@ from itertools import chain, islice
 from typing import Any
 
 from smartsched.core.model import (
+    HostName,
     Job,
     Lingering,
     Run,
@@ -48,6 +49,9 @@ def status(state: State, waiting: Wait | None, now: Timestamp) -> Mapping[str, A
             _job(each.job) | {"outcome": each.outcome}
             for each in list(state.given_up.values())[-_MOST_LISTED:]
         ],
+        "hosts": [_host(state, name) for name in sorted({*state.hosts, *state.troubles})]
+        if state.policy.spans_hosts
+        else [],
         "gpus": [
             {
                 "gpu": row.label,
@@ -64,6 +68,25 @@ def status(state: State, waiting: Wait | None, now: Timestamp) -> Mapping[str, A
             }
             for row in gpu_rows(state, now)
         ],
+    }
+
+
+def _host(state: State, name: HostName) -> dict[str, Any]:
+    host, trouble = state.hosts.get(name), state.troubles.get(name)
+    standing = "away"
+    if host is not None and host.here:
+        standing = "leaving" if host.leaves else "here"
+    runs = [run for run in state.runs.values() if run.status.placement.host == name]
+    gpus = [key for key in state.gpus if key.host == name]
+    return {
+        "host": name,
+        "node": host.node if host is not None else None,
+        "cores": host.cores if host is not None else None,
+        "standing": standing,
+        "why": trouble.why if trouble is not None else "",
+        "gpus": len(gpus),
+        "gpus_in_use": sum(1 for key in gpus if key in state.holds),
+        "running": sorted(run.key.job for run in runs),
     }
 
 

@@ -48,7 +48,7 @@ from smartsched.core.model import (
     Timestamp,
 )
 from smartsched.core.selection import label
-from smartsched.core.standing import idles
+from smartsched.core.standing import BEING_STARTED, idles
 from smartsched.core.state import State
 from smartsched.core.survey import gpu_rows
 from smartsched.core.totals import Totals
@@ -114,6 +114,7 @@ class Narrator:
         self._said_kind = ""
         self._said_postponed = ""
         self._troubles: dict[HostName, str] = {}
+        self._leaving: set[HostName] = set()
         self._verdicts: dict[str, str] = {}
 
     def recorded(  # noqa: C901, PLR0912  # a table: one case an event
@@ -413,7 +414,27 @@ class Narrator:
             self._say_why_at = float("inf")  # until the next decision
             self._say(now, f"waiting: {why}", "notice")
 
+    def _tell_hosts(self, state: State, now: Timestamp) -> None:
+        troubles = {host: trouble.why for host, trouble in state.troubles.items()}
+        for host, why in troubles.items():
+            kind = _DIGITS.sub("", why)
+            if kind != self._troubles.get(host) and why != BEING_STARTED:
+                self._say(now, why if host in why else f"{host}: {why}", "notice")
+            self._troubles[host] = kind
+        for host in [host for host in self._troubles if host not in troubles]:
+            del self._troubles[host]
+            if host in state.hosts:
+                has = words.count(len([key for key in state.gpus if key.host == host]), "GPU")
+                self._say(now, f"{host} is here, with {has}", "plain")
+        for name, host_now in state.hosts.items():
+            if host_now.leaves and name not in self._leaving:
+                self._leaving.add(name)
+                self._say(now, f"{name} leaves soon: nothing more is started there", "notice")
+
     def _tell_troubles(self, state: State, now: Timestamp) -> None:
+        if state.policy.spans_hosts:
+            self._tell_hosts(state, now)
+            return
         troubles = {host: trouble.why for host, trouble in state.troubles.items()}
         for host in troubles.keys() - self._troubles.keys():
             self._say(now, f"nothing new is started: {troubles[host]}", "notice")

@@ -22,8 +22,10 @@ _RESET_SIGNALS = [
     signal.SIGXFSZ, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
 ]  # fmt: skip
 
-# Where the wrapper of a leased run has both ends of the pipe between it and its watchdog.
+# Where the wrapper of a leased run has both ends of the pipe between it and its watchdog, and its
+# own text: as an argument, that would fill the screen of whoever lists processes.
 _PIPE_FDS = (5, 6)
+_TEXT_FD = 7
 
 
 class Lease(Protocol):
@@ -47,19 +49,26 @@ class Spawner:
         wrapper: str,
         nice: int | None = None,
         lease: Lease | None = None,
+        other_directory: str | None = None,
     ) -> None:
         """`wrapper`: shell text that runs a command and keeps its record. `nice`: of the commands;
         None: as we are. `lease`: of the runs, and the wrapper is text for bash that starts a
         watchdog; None: they run for as long as they like. Raises UsageError for what this host
-        lacks."""
+        lacks. `other_directory`: for commands whose folder is not there; None: they fail."""
         self._lease = lease
+        self._other_directory = other_directory
         self._nice = [] if nice is None else [_nice_program(), "-n", str(nice)]
         self._run_id = run_id
         self._shell = shell
         # we may run inside a job ourselves, which has a name
         self._environment = {k: v for k, v in environment.items() if k != b"SMARTSCHED_NAME"}
         self._run_name = run_name
-        self._wrapper = [*_wrapped(wrapper, environment, lease is not None), "smartsched"]
+        self._text_fd: int | None = None  # None: the text is an argument
+        if lease is None:
+            self._wrapper = [*_wrapped(wrapper, environment), "smartsched"]
+        else:
+            self._text_fd = _in_memory(f"exec {_TEXT_FD}<&-; set +p; {wrapper}")
+            self._wrapper = [_local_bash(), "-p", f"/dev/fd/{_TEXT_FD}"]
         self._umask = _umask()
         self._here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -74,7 +83,7 @@ class Spawner:
         what = ["-c", command] if script is None else [script]
         watched = [] if self._lease is None else self._lease.arguments(launch.run)
         if launch.spec.directory:
-            os.chdir(launch.spec.directory)
+            self._go_to(launch.spec.directory)
         try:
             with self._pipe() as pipe:
                 return os.posix_spawn(
@@ -104,6 +113,16 @@ class Spawner:
 
     def close(self) -> None:
         os.close(self._here)
+        if self._text_fd is not None:
+            os.close(self._text_fd)
+
+    def _go_to(self, directory: str) -> None:
+        try:
+            os.chdir(directory)
+        except FileNotFoundError:
+            if self._other_directory is None:
+                raise
+            os.chdir(self._other_directory)
 
     @contextmanager
     def _pipe(self) -> Iterator[list[tuple[int, int, int]]]:
@@ -114,9 +133,10 @@ class Spawner:
         fds = list(os.pipe2(os.O_CLOEXEC))
         try:
             # out of the way of where they have to be
-            above = max(_PIPE_FDS) + 1
-            fds += [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, above) for end in fds]
-            yield [(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(fds[2:], _PIPE_FDS, strict=True)]
+            ends = [*fds, self._text_fd]
+            fds += [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _TEXT_FD + 1) for end in ends if end]
+            places = (*_PIPE_FDS, _TEXT_FD)
+            yield [(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(fds[2:], places, strict=True)]
         finally:
             for fd in fds:
                 os.close(fd)
@@ -153,14 +173,20 @@ def _umask() -> str:
     return f"{mask:03o}"
 
 
-def _wrapped(wrapper: str, environment: Mapping[bytes, bytes], needs_bash: bool) -> list[str]:
+def _in_memory(text: str) -> int:
+    """A file of this text that has no name, to be read by whoever is given it."""
+    fd = os.memfd_create("smartsched", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(text.encode())
+    return fd
+
+
+def _wrapped(wrapper: str, environment: Mapping[bytes, bytes]) -> list[str]:
     """What runs the wrapper. dash drops variables that are no names, such as those in which bash
     hands on functions (`module` of HPC boxes); bash -p hands them on, and reads no BASH_ENV. Where
     SHELLOPTS is exported, it would hand on its -p as well."""
     bash = None
-    if needs_bash:
-        bash = _local_bash()
-    elif not all(_IS_NAME.fullmatch(name) for name in environment):
+    if not all(_IS_NAME.fullmatch(name) for name in environment):
         bash = shutil.which("bash")
     return ["/bin/sh", "-c", wrapper] if bash is None else [bash, "-p", "-c", f"set +p; {wrapper}"]
 

@@ -32,6 +32,7 @@ _EXPLAINED = {
     "left": "does not live; some of it is left to be done",
     "ended": "has ended; all is done",
 }
+_HOST_STANDS = {"here": "green", "leaving": "yellow", "away": "red"}
 _STANDS = {"alive": "green", "left": "yellow", "complete": "", "damaged": "red"}
 
 
@@ -105,6 +106,24 @@ def print_runs(rows: Sequence[RunRow], *, color: bool) -> None:
             Text(words.printable(row.folder or "?")),
         )
     _print(table, color=color)
+
+
+def print_hosts(hosts: Sequence[Mapping[str, Any]], join: str, *, color: bool) -> None:
+    """`join`: what adds one by hand."""
+    table = _table("host", "stands", ">GPUs", ">in use", "jobs", "node", "why it is not used")
+    for host in hosts:
+        node = "" if host["node"] in (None, host["host"]) else host["node"]
+        table.add_row(
+            Text(words.printable(host["host"])),
+            Text(host["standing"], _HOST_STANDS[host["standing"]]),
+            str(host["gpus"]),
+            str(host["gpus_in_use"]),
+            ",".join(map(str, host["running"])) or "-",
+            Text(words.printable(node)),
+            Text(words.printable(host["why"]), "yellow"),
+        )
+    more = Text(f"one more joins, on that host, by: {join}", "dim")
+    _print(Group(table, more), color=color)
 
 
 def _status(facts: Mapping[str, Any], height: int | None = None) -> RenderableType:

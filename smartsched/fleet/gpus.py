@@ -15,6 +15,7 @@ class FleetGpus:
 
     def take(self, now: Timestamp) -> Sequence[Observation]:
         self._hosts.pump(now)
+        self._hosts.announce()
         taken, self._hosts.observations = self._hosts.observations, []
         return taken
 

@@ -24,6 +24,7 @@ from smartsched.core.messages import (
     Went,
 )
 from smartsched.core.model import (
+    UNREAD,
     ClaimAnswer,
     GpuKey,
     HostAway,
@@ -33,7 +34,6 @@ from smartsched.core.model import (
     Observation,
     Run,
     RunKey,
-    Seen,
     Snapshot,
     Stopping,
     Timestamp,
@@ -51,6 +51,8 @@ class Host:
     renewed_at: Timestamp  # no lease there was renewed later than that
     hello: Hello | None = None  # of the last agent; None: none has been here
     here: bool = False
+    is_announced: bool = False  # that it is here, and whether it leaves
+    leaves: bool = False  # soon, and for good
     was_sent_off: bool = False  # or has said that it goes: it is not expected back
     offset: Offset = field(default_factory=Offset)
     number: int = 0  # of the last orders to this agent
@@ -170,17 +172,29 @@ class Hosts:
                 case _:
                     pass  # of an agent that was refused
 
+    def announce(self) -> None:
+        """Who is here, to the observations; but not before all that he had to tell was taken: what
+        has ended there meanwhile is not to be stopped."""
+        for host in self.by_name.values():
+            if host.is_settled and not host.is_announced and not host.events and host.hello:
+                host.is_announced = True
+                self._say_it_is_here(host, host.hello)
+
     def send_off(self, host: Host) -> None:
         """There is no more work for this host."""
         self.send(host, Leave())
         host.was_sent_off = True
 
     def wake_at(self) -> Timestamp:
+        away = [host for name, host in self.by_name.items() if not host.here]
+        with_runs = self.believed() if away else {}
         losses = [
             host.renewed_at + self.terms.lost_after_seconds
-            for name in self.believed()
-            if not (host := self.by_name.get(name) or Host(name, float("inf"))).here
+            for host in away
+            if host.name in with_runs
         ]
+        if self.answers or self.observations or any(h.events for h in self.by_name.values()):
+            return self._now  # it has come behind the back of whoever takes it
         return min([self._transport.wake_at(), self._recruiter.wake_at(), *losses])
 
     def _come(self, host: Host, hello: Hello, now: Timestamp) -> None:
@@ -194,6 +208,7 @@ class Hosts:
             host.heard, host.acknowledged = 0, 0
             host.events.clear()
         host.hello, host.here, host.was_sent_off = hello, True, False
+        host.is_announced = host.leaves = False
         host.offset, host.reported_at = Offset(), None
         host.offset.heard(hello.sent_at, now)
         host.number = host.obeyed = 0
@@ -205,7 +220,6 @@ class Hosts:
         claims = [Claim(((gpu, size),)) for gpu, size in host.wanted.items()]
         orders = [Expect(tuple(runs)), *self._said_before(runs), *claims]
         host.expected_by = self.send(host, *orders)
-        self.observations.append(HostHere(host.name, hello.node, hello.cores))
         self._recruiter.came(host.name, now)
 
     def _said_before(self, runs: list[Run]) -> Iterator[Order]:
@@ -223,10 +237,10 @@ class Hosts:
                     pass
 
     def _refuse(self, host: Host, why: str, now: Timestamp) -> None:
-        self._transport.drop(host.name)
+        self.send_off(host)
         host.here = False
         self.observations.append(HostAway(host.name, why))
-        self._recruiter.went(host.name, now, for_good=False)
+        self._recruiter.went(host.name, now, for_good=True)
 
     def _go(self, host: Host, why: str, now: Timestamp) -> None:
         if not host.here:
@@ -258,11 +272,10 @@ class Hosts:
             if number > host.heard:
                 host.events.append((number, event))
                 host.heard = number
-        if report.leaves and not host.was_sent_off and host.hello is not None:
-            host.was_sent_off = True
-            here = HostHere(host.name, host.hello.node, host.hello.cores, leaves=True)
-            self.observations.append(here)
-        if not self._see(host, report.seen, now):
+        if report.leaves and not host.leaves:
+            host.leaves = host.was_sent_off = True
+            host.is_announced = False
+        if not self._see(host, report, now):
             return
         self.answers += [replace(a, at=min(now, host.offset.ours(a.at))) for a in report.answers]
         host.asks.difference_update(answer.gpus for answer in report.answers)
@@ -270,9 +283,12 @@ class Hosts:
         if self._only is None:
             self.send(host)
 
-    def _see(self, host: Host, seen: tuple[Seen, ...], now: Timestamp) -> bool:
+    def _say_it_is_here(self, host: Host, hello: Hello) -> None:
+        self.observations.append(HostHere(host.name, hello.node, hello.cores, host.leaves))
+
+    def _see(self, host: Host, report: Report, now: Timestamp) -> bool:
         """False: it was refused, since others speak for its GPUs."""
-        for each in seen:
+        for each in report.seen:
             if isinstance(each, Snapshot):
                 if (other := self._other_owner(host, each)) is not None:
                     self._refuse(host, f"it is the same machine as {other}: name it once", now)
@@ -281,15 +297,28 @@ class Hosts:
                 for gpu in each.gpus:
                     if host.looks.get(gpu.key, float("inf")) <= taken_at:
                         del host.looks[gpu.key]
-                self.observations.append(replace(each, taken_at=taken_at))
+                arrived_at = self._arrived_at(host, each, report, now)
+                self.observations.append(replace(each, taken_at=taken_at, arrived_at=arrived_at))
             else:
                 self.observations.append(each)
         return True
+
+    def _arrived_at(
+        self, host: Host, snapshot: Snapshot, report: Report, now: Timestamp
+    ) -> Timestamp:
+        """When it would have, had it not lain about on the way."""
+        if self._only is not None:
+            return now
+        if report.heard is None or snapshot.arrived_at is None:
+            return float("-inf")  # nobody knows
+        return min(now, host.offset.soonest(snapshot.arrived_at))
 
     def _other_owner(self, host: Host, snapshot: Snapshot) -> HostName | None:
         if self._only is not None:
             return None
         for gpu in snapshot.gpus:
+            if gpu.key.uuid.startswith(UNREAD):
+                continue
             owner = self._owners.setdefault(gpu.key.uuid, host.name)
             if owner != host.name and owner in self.by_name and self.by_name[owner].here:
                 return owner

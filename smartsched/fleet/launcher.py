@@ -117,7 +117,7 @@ class FleetLauncher:
     def _news(self, host: Host, now: Timestamp) -> Iterator[AgentEvent]:
         while host.events:
             _, event = host.events.popleft()
-            if self._is_news(event):
+            if self._is_news(host, event):
                 yield self._in_our_words(host, event, now)
 
     def _take_out(
@@ -128,11 +128,13 @@ class FleetLauncher:
             event = entry[1]
             if event.run == run and isinstance(event, kinds):
                 host.events.remove(entry)
-                if self._is_news(event):
+                if self._is_news(host, event):
                     yield cast("T", self._in_our_words(host, event, now))
 
-    def _is_news(self, event: AgentEvent) -> bool:
+    def _is_news(self, host: Host, event: AgentEvent) -> bool:
         run = self._state.runs.get(event.run)
+        if run is not None and self._hosts.host_of(run) != host.name:
+            return False
         match event:
             case RunLaunched() | RunRevoked():
                 return run is not None and isinstance(run.status, Starting)

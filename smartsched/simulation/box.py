@@ -46,7 +46,6 @@ from smartsched.core.model import (
     Killed,
     Lingering,
     Lost,
-    Observation,
     Position,
     ProcessId,
     Run,
@@ -61,6 +60,7 @@ from smartsched.core.model import (
 from smartsched.core.policy import Policy
 from smartsched.core.records import decode_line, encode
 from smartsched.core.requests import Answer
+from smartsched.core.selection import without_host
 from smartsched.core.state import State
 from smartsched.loop import Loop, World
 from smartsched.ports import Arrived, Request
@@ -121,7 +121,12 @@ class LivingRun:
 
     @property
     def gpu_indices(self) -> list[int]:
-        return [int(gpu.label) for gpu in self.launch.placement.gpus]
+        return indices_of(self.launch)
+
+
+def indices_of(launch: Launch) -> list[int]:
+    """Of its GPUs, on their host."""
+    return [int(without_host(gpu.label)) for gpu in launch.placement.gpus]
 
 
 @dataclass(slots=True)
@@ -141,6 +146,8 @@ class PretendBox:
     commands: Sequence[tuple[float, str]] = ()
     memory_bytes: int = 24 * GIB
     interval_seconds: float = 1.0
+    host: HostName = HOST
+    first_uuid: int = 0  # where there are several boxes, no two GPUs have the same
     clock: VirtualClock = field(default_factory=VirtualClock)
     visits: dict[int, list[Visit]] = field(default_factory=dict)
     driver_hangs: list[tuple[Timestamp, Timestamp]] = field(default_factory=list)
@@ -181,7 +188,7 @@ class PretendBox:
 
     def run(self, policy: Policy, seconds: float = 1e7) -> Loop:
         """Until all is over, or so much time has passed."""
-        began = RunBegan(self.clock.now(), policy.run_id, HOST, "/", ("list",), None, "{}")
+        began = RunBegan(self.clock.now(), policy.run_id, self.host, "/", ("list",), None, "{}")
         self.append(began)
         self.events = [began]
         loop = Loop(self.world(None), replay(policy, [began]))
@@ -192,7 +199,7 @@ class PretendBox:
         self.events = [decode_line(line[:-1], n) for n, line in enumerate(self.journal, start=1)]
         state = replay(policy, self.events)
         loop = Loop(self.world(state.read_to), state)
-        loop.resume(RunResumed(self.clock.now(), HOST, "{}"), None, adopt=adopt)
+        loop.resume(RunResumed(self.clock.now(), self.host, "{}"), None, adopt=adopt)
         return self._go_on(loop, seconds)
 
     def pass_time(self, seconds: float) -> None:
@@ -239,22 +246,26 @@ class PretendBox:
             loop.close(self.clock.now())
         return loop
 
-    def world(self, read_to: Position | None) -> World:
+    def edges(self) -> tuple["_Gpus", "_Launcher", "_Claims"]:
+        """For whoever looks after this box from now on."""
         self.dispatchers += 1
         self.claimed.clear()  # with a dispatcher its claims go
         self.launched_by_others = len(self.launched)
-        gpus = _Gpus(self, self.clock.now())
+        return _Gpus(self, self.clock.now()), _Launcher(self), _Claims(self)
+
+    def world(self, read_to: Position | None) -> World:
+        gpus, launcher, claims = self.edges()
         self.began_at = self.clock.time if self.began_at is None else self.began_at
         arrivals = [(self.began_at + at, command) for at, command in self.commands]
         return World(
             self.clock,
             _Waiter(self),
             gpus,
-            _Launcher(self),
+            launcher,
             _Intake(self, arrivals, 0 if read_to is None else read_to.line),
             _Requests(self),
             _Inbox(self),
-            _Claims(self),
+            claims,
             _Journal(self),
             _Teller(self),
             _Recorder(self),
@@ -272,15 +283,18 @@ class PretendBox:
     def is_claimed(self, gpu: GpuKey) -> bool:
         """By somebody else, at this moment."""
         now = self.clock.time
-        claims = {pretend_uuid(index): spans for index, spans in self.claimed_by_others.items()}
-        return any(begin <= now < end for begin, end in claims.get(gpu.uuid, ()))
+        claims = {self.key(index): spans for index, spans in self.claimed_by_others.items()}
+        return any(begin <= now < end for begin, end in claims.get(gpu, ()))
+
+    def key(self, index: int) -> GpuKey:
+        return GpuKey(self.host, GpuUuid(pretend_uuid(self.first_uuid + index)))
 
     def strangers_at(self, gpu: int, at: Timestamp) -> list[Visit]:
         return [visit for visit in self.visits.get(gpu, ()) if visit.begins <= at < visit.ends]
 
     def readings(self, only: Collection[str] | None) -> tuple[GpuReading, ...]:
         indices = range(self.gpu_count)
-        return tuple(self._sample(i) for i in indices if only is None or pretend_uuid(i) in only)
+        return tuple(self._sample(i) for i in indices if only is None or self.key(i).uuid in only)
 
     def _sample(self, index: int) -> GpuSample:
         now = self.clock.time
@@ -294,7 +308,7 @@ class PretendBox:
         busy = [visit.utilization_percent for visit in visits]
         busy += [run.job.utilization_percent for run in ours]
         return GpuSample(
-            key=GpuKey(HOST, GpuUuid(pretend_uuid(index))),
+            key=self.key(index),
             index=index,
             slot=None,
             name="Pretend GPU",
@@ -340,19 +354,22 @@ class _Gpus:
     due: Timestamp
     looks: dict[str, Timestamp] = field(default_factory=dict)
 
-    def take(self, now: Timestamp) -> Sequence[Observation]:
+    def take(self, now: Timestamp) -> Sequence[Snapshot | SamplerTrouble]:
         whole = now >= self.due
         if whole:
             self.due = now + self.box.interval_seconds
         if any(begin <= self.box.clock.time < end for begin, end in self.box.driver_hangs):
             self.looks = {uuid: max(at, self.due) for uuid, at in self.looks.items()}
-            return [SamplerTrouble(HOST, "the driver has not answered")] if whole else []
+            trouble = SamplerTrouble(self.box.host, "the driver has not answered")
+            return [trouble] if whole else []
         looks = [uuid for uuid, at in self.looks.items() if at <= now]
         for uuid in looks:
             del self.looks[uuid]
         if whole:
-            return [Snapshot(HOST, now, self.box.readings(None), whole=True)]
-        return [Snapshot(HOST, now, self.box.readings(looks), whole=False)] if looks else []
+            return [Snapshot(self.box.host, now, self.box.readings(None), whole=True)]
+        return (
+            [Snapshot(self.box.host, now, self.box.readings(looks), whole=False)] if looks else []
+        )
 
     def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None:
         for gpu, _ in gpus:
@@ -387,7 +404,7 @@ class _Launcher:
     def _begin(self, launch: Launch) -> LivingRun:
         box, key, command = self.box, launch.run, launch.spec.command
         box.last_pid += 1
-        indices = [int(gpu.label) for gpu in launch.placement.gpus]
+        indices = indices_of(launch)
         broken = [box.broken[index] for index in indices if index in box.broken]
         job = broken[0] if broken else box.jobs(command)
         ends = box.clock.time + job.seconds
@@ -488,6 +505,9 @@ class _Launcher:
             if isinstance(event, RunExited | RunCleared) and _is_the_last_of(event):
                 self.box.records.pop(event.run, None)
 
+    def living(self) -> Collection[RunKey]:
+        return self.leaders
+
     def wake_at(self) -> Timestamp:
         return self.box.clock.now() if self.gone else _FOREVER
 
@@ -549,9 +569,7 @@ class _Claims:
 
     def ask(self, gpus: Sequence[tuple[GpuKey, int]], now: Timestamp) -> None:
         keys = tuple(key for key, _ in gpus)
-        others = [
-            GpuKey(keys[0].host, GpuUuid(pretend_uuid(n))) for n in self.box.claimed_by_others
-        ]
+        others = [self.box.key(index) for index in self.box.claimed_by_others]
         claimed = tuple((key, "claimed by bob") for key in others if self.box.is_claimed(key))
         taken = tuple((key, why) for key, why in claimed if key in keys)
         if taken:

@@ -8,12 +8,13 @@ from smartsched.core.events import Event, RunMeasured, RunPlaced
 from smartsched.core.footprint import Meter
 from smartsched.core.freeness import UNEXPLAINED_FOR_SECONDS
 from smartsched.core.metering import measured_event
-from smartsched.core.model import GpuProcess, GpuReading
+from smartsched.core.model import GpuProcess, GpuReading, Placement
 from smartsched.core.placement import NO_GPU
 from smartsched.core.shapes import shape_of
 from smartsched.core.state import State
 from tests.builders import (
     GIB,
+    HOST,
     MIB,
     T0,
     a_key,
@@ -265,4 +266,25 @@ def test_a_run_that_was_given_no_gpu_is_noticed_on_any():
 
     look(state, used_by(ours()), at=1)
 
+    assert state.meters[a_run(1)].elsewhere == {a_key(): T0 + 1}
+
+
+def test_a_process_of_another_host_that_has_the_same_pid_is_no_run_of_ours():
+    state = running()
+    there = replace(used_by(ours()), key=a_key(1, host="another"))
+
+    see(state, a_snapshot(there, at=T0 + 1, host="another"))
+
+    assert not any(meter.elsewhere for meter in state.meters.values())
+
+
+def test_a_run_without_a_gpu_is_looked_for_on_its_own_host_alone():
+    state = replay(a_policy(), listed("make  # smartsched: gpus=0"))
+    for event in (RunPlaced(T0, a_run(), Placement((), HOST)), launched(pid=ours().pid)):
+        apply(state, event)
+    there = replace(used_by(ours()), key=a_key(1, host="another"))
+
+    see(state, a_snapshot(there, at=T0 + 1, host="another"))
+    assert not any(meter.elsewhere for meter in state.meters.values())
+    see(state, a_snapshot(used_by(ours()), at=T0 + 1))
     assert state.meters[a_run(1)].elsewhere == {a_key(): T0 + 1}

@@ -1,0 +1,282 @@
+"""The dispatcher of several hosts: it waits for their agents on one port, and has them started."""
+
+import argparse
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from smartsched import __version__
+from smartsched.cli.recruiting import Recruiters, SshRecruiter
+from smartsched.cli.session import state_folder
+from smartsched.config import Config
+from smartsched.core import join as joins
+from smartsched.core import wire
+from smartsched.core.host_list import HostSpec
+from smartsched.core.join import Join
+from smartsched.core.messages import Came, News, Orders, Said, Went
+from smartsched.core.model import HostName, Timestamp
+from smartsched.core.state import State
+from smartsched.edges.authority import Authority
+from smartsched.edges.clock import SteadyClock
+from smartsched.edges.engine import hub as engine
+from smartsched.edges.engine.hub import Hub
+from smartsched.edges.outputs import log_name
+from smartsched.edges.runs import RunFolder
+from smartsched.edges.shipping import LogStore
+from smartsched.edges.starter import SshStarter
+from smartsched.edges.waiter import Waiter
+from smartsched.errors import BadMessageError, StateError
+from smartsched.fleet.hosts import Hosts, Terms
+
+JOIN = "join"  # in the run's folder: for agents that are started by hand
+_PORT = "port"
+# Beyond the grace of runs that a lease has ended: clocks, watchdogs, a busy host.
+_MARGIN_SECONDS = 15.0
+_GOODBYE_SECONDS = 5.0
+_SLOWEST_ROUTINE_SECONDS = 0.25
+Warn = Callable[[str], None]
+
+
+class HubTransport:
+    """A Transport whose messages are bytes."""
+
+    def __init__(self, hub: Hub, clock: SteadyClock, warn: Warn) -> None:
+        self._hub = hub
+        self._clock = clock
+        self._warn = warn
+
+    def send(self, host: HostName, orders: Orders) -> None:
+        now = replace(orders, sent_at=self._clock.now())
+        self._hub.send(host, wire.encode_orders(now))
+
+    def take(self, now: Timestamp) -> list[News]:
+        return [said for news in self._hub.take() if (said := self._read(news)) is not None]
+
+    def drop(self, host: HostName) -> None:
+        self._hub.drop(host)
+
+    def wake_at(self) -> Timestamp:
+        return float("inf")  # its descriptor wakes us
+
+    def _read(self, news: engine.News) -> News | None:
+        try:
+            match news:
+                case engine.Came(host, hello):
+                    return Came(HostName(host), wire.decode_hello(hello))
+                case engine.Said(host, message, at_monotonic):
+                    report = wire.decode_report(message, HostName(host))
+                    return Said(HostName(host), report, self._clock.at_monotonic(at_monotonic))
+                case engine.Went(host, why):
+                    return Went(HostName(host), why)
+                case engine.Refused(peer, why):
+                    self._warn(f"somebody at {peer} was not let in: {why}")
+                    return None
+        except BadMessageError as error:
+            self._warn(f"{news.host} says what cannot be read: {error}")  # type: ignore[union-attr]
+            self._hub.drop(news.host)  # type: ignore[union-attr]
+            return None
+
+
+class ClusterSite:
+    """Where runs are to be: on hosts with agents."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        args: argparse.Namespace,
+        config: Config,
+        folder: RunFolder,
+        state: State,
+        clock: SteadyClock,
+        waiter: Waiter,
+        warn: Warn,
+        *,
+        began_in: str,
+    ) -> None:
+        """`folder`: of the run. `began_in`: the folder in which it began."""
+        assert config.cluster is not None
+        self._args, self._config, self._cluster = args, config, config.cluster
+        self._folder, self._began_in = folder, began_in
+        self._clock, self._waiter = clock, waiter
+        self._authority = Authority(state_folder(args) / "authority")
+        self._agents_credentials = self._authority.issue("agent", folder.name)
+        self._hub = self._listen(stack)
+        self._mark = f".{os.urandom(8).hex()}"
+        self._make_mark(stack)
+        self._starter = SshStarter(
+            waiter,
+            self._cluster.hosts,
+            remote_command=self._cluster.remote_command,
+            bundle=lambda spec: joins.encode(self._join(spec)),
+        )
+        stack.callback(self._starter.close)
+        self._write_join_file()
+        parts = [
+            SshRecruiter(self._starter, [host.name for host in self._cluster.hosts], self._place())
+        ]
+        self.hosts = Hosts(
+            HubTransport(self._hub, clock, warn),
+            state,
+            version=__version__,
+            terms=self._terms(),
+            recruiter=Recruiters(parts),
+        )
+        self.logs = self._store()
+        waiter.on_signal(signal.SIGCHLD, self._reap)
+        self.on_child_end: list[Callable[[int], None]] = []
+
+    def _store(self) -> LogStore | None:
+        """For logs that hosts send."""
+        if not self._cluster.syncs_logs:
+            return None
+        logs = Path(self._config.logs).absolute() / self._folder.name
+        return LogStore(logs, log_name)
+
+    def finish(self) -> None:
+        """Agents are told that it is over, and those that are here go."""
+        for host in self.hosts.by_name.values():
+            self.hosts.send_off(host)
+        until = self._clock.now() + _GOODBYE_SECONDS
+        while any(h.here for h in self.hosts.by_name.values()) and self._clock.now() < until:
+            self._waiter.wait(until)
+            self.hosts.pump(self._clock.now())
+
+    def _terms(self) -> Terms:
+        policy = self._config.policy
+        margin = policy.grace_seconds + _MARGIN_SECONDS
+        return Terms(self._cluster.lease_seconds, margin)
+
+    def _listen(self, stack: ExitStack) -> Hub:
+        """Where the dispatcher before us was, and agents still look for one, if that is free."""
+        cluster, run_id = self._cluster, self._config.policy.run_id
+        credentials = self._authority.issue("dispatcher", os.uname().nodename)
+        before = _read_port(self._folder)
+
+        def open_hub(port: int) -> Hub:
+            return Hub(
+                self._waiter,
+                credentials,
+                listen=cluster.listen,
+                port=port,
+                run_id=run_id,
+                can_wait=wire.is_routine,
+            )
+
+        try:
+            hub = open_hub(cluster.port or before)
+        except StateError:
+            if cluster.port or not before:
+                raise
+            hub = open_hub(0)
+        stack.callback(hub.close)
+        _write(self._folder, _PORT, f"{hub.port}\n".encode())
+        return hub
+
+    def _place(self) -> str:
+        return f"{self._cluster.listen or os.uname().nodename}:{self._hub.port}"
+
+    def _join(self, spec: HostSpec | None) -> Join:
+        config, policy, began_in = self._config, self._config.policy, self._began_in
+        directory = config.working_directory or began_in
+        return Join(
+            version=__version__,
+            run_id=policy.run_id,
+            run_name=self._folder.name,
+            host="" if spec is None else spec.name,
+            addresses=tuple(_addresses(self._cluster.listen, self._hub.port)),
+            credentials=self._agents_credentials,
+            sampler_arguments=config.sampler_arguments,
+            directory=directory,
+            other_directory=began_in if directory != began_in else "",
+            logs=os.path.abspath(config.logs),
+            logs_mark=self._mark,
+            sends_logs=self._cluster.syncs_logs,
+            shell=self._args.shell,
+            nice=config.nice,
+            checkpoint_signal=config.checkpoint_signal,
+            claims=config.claims,
+            lease_seconds=self._cluster.lease_seconds,
+            grace_seconds=policy.grace_seconds,
+            patience_seconds=policy.stale_after_seconds,
+        )
+
+    def _write_join_file(self) -> None:
+        _write(self._folder, JOIN, joins.encode(self._join(None)))
+
+    def _make_mark(self, stack: ExitStack) -> None:
+        """In the folder of the logs: who sees it there writes logs that can be read here."""
+        folder = Path(self._config.logs).absolute() / self._folder.name
+        mark = folder / self._mark
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch(0o600)
+        except OSError as error:
+            raise StateError(
+                f"cannot make {folder} for the jobs' logs: {error.strerror}; name another place"
+                " with --logs DIR"
+            ) from error
+
+        def remove() -> None:
+            with suppress(OSError):
+                mark.unlink()
+            for empty in (folder, folder.parent):
+                with suppress(OSError):
+                    empty.rmdir()
+
+        stack.callback(remove)
+
+    def _reap(self) -> None:
+        """Every child that ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._starter.ended(pid, status)
+            for tell in self.on_child_end:
+                tell(pid)
+
+
+def _addresses(listen: str, port: int) -> Sequence[str]:
+    """Where agents may find us, the likeliest first."""
+    if listen:
+        return [_address(listen, port)]
+    import psutil
+
+    found = [os.uname().nodename]
+    for addresses in psutil.net_if_addrs().values():
+        for each in addresses:
+            is_global = each.family == socket.AF_INET or (
+                each.family == socket.AF_INET6 and not each.address.startswith("fe80")
+            )
+            if is_global and not each.address.startswith("127.") and each.address != "::1":
+                found.append(each.address.partition("%")[0])
+    return [_address(host, port) for host in [*dict.fromkeys(found), "127.0.0.1"]]
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _read_port(folder: RunFolder) -> int:
+    try:
+        with open(folder.open_file(_PORT, os.O_RDONLY), "rb") as file:
+            text = file.read(16).strip()
+    except OSError:
+        return 0
+    return int(text) if text.isdigit() and int(text) < 65536 else 0
+
+
+def _write(folder: RunFolder, name: str, data: bytes) -> None:
+    try:
+        fd = folder.open_file(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with open(fd, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise StateError(f"cannot write {folder.path / name}: {error.strerror}") from error

@@ -1,0 +1,93 @@
+"""Sees to it that there are agents on the hosts that the user named: starts them by ssh, again when
+they are gone, and says why a host is not here."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from smartsched.core import words
+from smartsched.core.model import HostAway, HostName, Timestamp
+from smartsched.core.standing import BEING_STARTED
+from smartsched.edges.starter import NotStarted, SshStarter
+
+# A first report may take: the driver of a large box needs seconds.
+_JOINS_WITHIN_SECONDS = 30.0
+
+
+class SshRecruiter:
+    """A Recruiter."""
+
+    def __init__(self, starter: SshStarter, hosts: Sequence[HostName], place: str) -> None:
+        """`place`: where agents find the dispatcher, for people."""
+        self._starter = starter
+        self._hosts = dict.fromkeys(hosts)
+        self._place = place
+        self._has_begun = False
+        self._here: set[HostName] = set()
+        self._joins_by: dict[HostName, Timestamp] = {}
+
+    def take(self, now: Timestamp) -> list[HostAway]:
+        news = self._begin(now)
+        for each in self._starter.take(now):
+            if isinstance(each, NotStarted):
+                again = words.duration(each.retry_at - now)
+                news.append(HostAway(each.host, f"{each.why}; trying again in {again}"))
+            elif each.host not in self._here:
+                self._joins_by[each.host] = now + _JOINS_WITHIN_SECONDS
+        for host in [host for host, by in self._joins_by.items() if now >= by]:
+            del self._joins_by[host]
+            why = f"an agent was started there and has not joined: can it reach {self._place}?"
+            news.append(HostAway(host, f"{why} (--listen)"))
+            self._starter.start(host, now)
+        return news
+
+    def came(self, host: HostName, now: Timestamp) -> None:
+        self._joins_by.pop(host, None)
+        self._here.add(host)
+        if host in self._hosts:
+            self._starter.joined(host)
+
+    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None:
+        self._here.discard(host)
+        if host in self._hosts and not for_good:
+            self._starter.start(host, now)
+
+    def wake_at(self) -> Timestamp:
+        return min([self._starter.wake_at(), *self._joins_by.values()])
+
+    def _begin(self, now: Timestamp) -> list[HostAway]:
+        if self._has_begun:
+            return []
+        self._has_begun = True
+        for host in self._hosts:
+            self._starter.start(host, now)
+        return [HostAway(host, BEING_STARTED) for host in self._hosts]
+
+
+class Part(Protocol):
+    """One of several that recruit."""
+
+    def take(self, now: Timestamp) -> Sequence[HostAway]: ...
+    def came(self, host: HostName, now: Timestamp) -> None: ...
+    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None: ...
+    def wake_at(self) -> Timestamp: ...
+
+
+class Recruiters:
+    """Several as one."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+
+    def take(self, now: Timestamp) -> list[HostAway]:
+        return [away for part in self._parts for away in part.take(now)]
+
+    def came(self, host: HostName, now: Timestamp) -> None:
+        for part in self._parts:
+            part.came(host, now)
+
+    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None:
+        for part in self._parts:
+            part.went(host, now, for_good=for_good)
+
+    def wake_at(self) -> Timestamp:
+        return min((part.wake_at() for part in self._parts), default=float("inf"))

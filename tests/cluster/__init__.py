@@ -1,0 +1,1 @@
+"""The whole program on several hosts, which are pretended (tests/lab); all else is real."""
