@@ -5,8 +5,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := 4,seed=2 --free-for 2s
 PYTEST := $(BIN)/python -m pytest
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+TIMES ?= 10
+LOAD ?= 4
+TESTS ?= tests
+# What has to do with other packages than ours: all but the pure core, simulations and other hosts.
+WITH_OTHERS ?= tests/edges tests/cli tests/stub_nvml tests/test_*.py \
+  --ignore tests/test_lab.py --ignore tests/test_several_hosts.py --ignore tests/test_loop.py
 
-.PHONY: check test demo format man pictures lint types soak gpu bench bench-decisions help
+.PHONY: check test demo format man pictures lint types soak torture test-lowest test-oldest-engine \
+  test-pythons gpu bench bench-decisions help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -48,11 +56,36 @@ types: $(INSTALLED)
 soak: $(INSTALLED)  ## the long tests
 	$(PYTEST) -m soak --timeout 1800
 
+torture: $(INSTALLED)  ## the tests TIMES times (10), each in another order, beside LOAD busy processes (4)
+	$(BIN)/python tests/torture.py --times $(TIMES) --load $(LOAD) -- $(PYTEST) -n 4 \
+	  --dist worksteal -m 'not gpu and not soak' $(TESTS)
+
+test-lowest:  ## the tests with every dependency as old as pyproject.toml allows
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(PYTHON) tests/lowest.py > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(VENV)-lowest/constraints.txt --editable '.[test,report,notify,cluster]'
+	$(VENV)-lowest/bin/python -m pytest -n 4 --dist worksteal -m 'not gpu and not soak' $(WITH_OTHERS)
+
+test-oldest-engine: $(INSTALLED)  ## agents and dispatcher with the oldest Dask, and with one of each
+	$(PYTHON) -m venv $(VENV)-engine
+	grep -o 'distributed>=[0-9.]*' pyproject.toml | sed 's/>=/==/' > $(VENV)-engine/oldest.txt
+	$(VENV)-engine/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(VENV)-engine/oldest.txt --editable '.[test,cluster]'
+	OTHER_DISTRIBUTED_PYTHON=$(abspath $(BIN))/python \
+	  $(VENV)-engine/bin/python -m pytest -n 4 --dist worksteal tests/edges/engine
+
+test-pythons:  ## the tests with every PYTHONS that there is
+	@for python in $(PYTHONS); do \
+	  if $$python -c '' 2> /dev/null; \
+	  then $(MAKE) --no-print-directory test PYTHON=$$python VENV=$(VENV)-$$(basename $$python) || exit; \
+	  else echo "$$python is not installed: skipped"; fi; done
+
 gpu: $(INSTALLED)  ## the tests that need a real NVIDIA GPU and torch
 	$(PYTEST) -m gpu
 
 bench: $(INSTALLED)  ## what performance claims are measured with
-	$(BIN)/python tests/benchmarks/dispatch.py
+	$(BIN)/python -m tests.benchmarks.dispatch $(ARGS)
 
 bench-decisions: $(INSTALLED)  ## harm and speed of decisions, against a world without us
 	$(BIN)/python -m tests.benchmarks.decisions $(ARGS)

@@ -82,6 +82,7 @@ class Agent:
         self._looks: dict[GpuUuid, Timestamp] = {}  # somebody waits for them, since then
         self._claimed: set[GpuKey] = set()  # or asked for
         self._obeyed = 0
+        self._said_obeyed = -1  # in the last report
         self._heard: tuple[Timestamp, Timestamp] | None = None
         self._offset = Offset()
 
@@ -122,6 +123,11 @@ class Agent:
         has_more = self._logs is not None and self._logs.is_ready()
         return bool(self._is_awaited or self._answers or self._number > self._told or has_more)
 
+    def says_what_it_said(self) -> bool:
+        """Whether another report would say no more than the last one did."""
+        is_silent = not self._seen and not self._answers and self._number == self._told
+        return is_silent and self._obeyed == self._said_obeyed and self._logs is None
+
     def report(self, now: Timestamp) -> Report:
         """How this host stands. What is not to be told again is forgotten by it."""
         living = frozenset(self._launcher.living()) | {event.run for event in self._withheld}
@@ -139,7 +145,7 @@ class Agent:
             is_urgent=self.has_news() or bool(chunks),
         )
         self.forget_what_was_seen()
-        self._told = self._number
+        self._told, self._said_obeyed = self._number, self._obeyed
         return report
 
     def forget_what_was_seen(self) -> None:
@@ -301,6 +307,8 @@ class InProcess:
         if news:
             return news  # first it is told what should be here
         self._agent.look(now)
+        if self._agent.says_what_it_said():
+            return []
         return [Said(self._agent.host, self._agent.report(now), now)]
 
     def drop(self, host: HostName) -> None: ...

@@ -17,6 +17,7 @@ from smartsched.core.hours import NO_CAP, Cap, parse_cap
 from smartsched.core.policy import Policy
 from smartsched.core.preference import Preference, parse_preference
 from smartsched.core.selection import Selection, parse_ids
+from smartsched.core.slurm import check_options, gpus_named
 from smartsched.core.strangers import Ignored
 from smartsched.core.tag import HOOK_VARIABLE, VARIABLES
 from smartsched.core.units import (
@@ -59,7 +60,7 @@ class Cluster:
     """Where more than this box is to be used."""
 
     hosts: tuple[HostSpec, ...]
-    remote_command: str
+    remote_command: str | None  # None: the usual one
     listen: str  # an address of this host; "": all
     port: int  # 0: any that is free
     lease_seconds: float | None  # None: runs go on whoever is out of reach
@@ -126,7 +127,8 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         keeps_open=args.keep_open,
         most_gpuless=os.cpu_count() or 1,
         spans_hosts=cluster is not None,
-        hosts_may_come=cluster is not None and (cluster.slurm is not None or not cluster.hosts),
+        hosts_may_come=cluster is not None and cluster.slurm is None and not cluster.hosts,
+        gpus_per_pilot=0 if cluster is None or cluster.slurm is None else cluster.gpus_per_pilot,
         **_packing(args),
         **_manners(args),
     )
@@ -173,6 +175,8 @@ def _cluster(args: argparse.Namespace) -> Cluster | None:
     lease = flag("--lease", parse_positive_duration, args.lease)
     if lease < _SHORTEST_LEASE_SECONDS:
         raise UsageError(f"--lease: {args.lease} is too short: give {_SHORTEST_LEASE_SECONDS}s")
+    slurm = None if args.slurm is None else flag("--slurm", _parse_words, args.slurm)
+    check_options(slurm or ())
     return Cluster(
         hosts=() if args.hosts is None else parse_hosts(args.hosts),
         remote_command=args.remote_command,
@@ -180,10 +184,21 @@ def _cluster(args: argparse.Namespace) -> Cluster | None:
         port=port,
         lease_seconds=None if args.on_lost == "keep" else lease,
         syncs_logs=args.sync_logs,
-        slurm=None if args.slurm is None else flag("--slurm", _parse_words, args.slurm),
+        slurm=slurm,
         pilots=flag("--pilots", parse_positive_count, args.pilots),
-        gpus_per_pilot=flag("--gpus-per-pilot", parse_positive_count, args.gpus_per_pilot),
+        gpus_per_pilot=_gpus_per_pilot(args, slurm or ()),
     )
+
+
+def _gpus_per_pilot(args: argparse.Namespace, slurm: Sequence[str]) -> int:
+    """Those that Slurm is asked for in its own words count."""
+    named = gpus_named(slurm, os.environb)
+    if args.gpus_per_pilot is None:
+        return named or 1
+    asked = flag("--gpus-per-pilot", parse_positive_count, args.gpus_per_pilot)
+    if named not in (None, asked):
+        raise UsageError(f"--gpus-per-pilot is {asked}, and --slurm asks for {named}: say it once")
+    return asked
 
 
 def _parse_words(text: str) -> tuple[str, ...]:
@@ -246,6 +261,16 @@ def run_of_this_job() -> str | None:
 def _of_no_effect(args: argparse.Namespace, policy: Policy) -> Iterator[str]:
     """What was asked for and changes nothing, beside what else was asked for."""
     flags = args.flags if "flags" in args else ()  # what is set for all runs is no matter of one
+    if args.slurm is None:  # else jobs of a pilot whose time is over give way as well
+        yield from _of_no_effect_on_giving_way(args, policy, flags)
+    yield from _of_no_effect_on_hosts(args, flags)
+    if "claims" in flags and (args.simulate is not None or args.replay is not None):
+        yield "--claims goes with real GPUs: pretend ones are nobody else's"
+
+
+def _of_no_effect_on_giving_way(
+    args: argparse.Namespace, policy: Policy, flags: Collection[str]
+) -> Iterator[str]:
     if policy.on_contention != "requeue":
         how = "goes with --on-contention requeue or --polite: without, no job gives way"
         if "checkpoint_signal" in flags:
@@ -263,9 +288,6 @@ def _of_no_effect(args: argparse.Namespace, policy: Policy) -> Iterator[str]:
             f"--grace is not for jobs that give way: they have --yield-grace ({args.yield_grace}),"
             " or --grace where --checkpoint-signal lets them save their state"
         )
-    yield from _of_no_effect_on_hosts(args, flags)
-    if "claims" in flags and (args.simulate is not None or args.replay is not None):
-        yield "--claims goes with real GPUs: pretend ones are nobody else's"
 
 
 def _of_no_effect_on_hosts(args: argparse.Namespace, flags: Collection[str]) -> Iterator[str]:
@@ -287,6 +309,12 @@ def end_of_batch_job() -> float | None:
     """When its time is over, in Unix seconds; None: it does not say."""
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     return float(end) if end.isdecimal() else None
+
+
+def cores_of_batch_job() -> int | None:
+    """Those of this node that the job was granted; None: it does not say."""
+    cores = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return int(cores) if cores.isdecimal() else None
 
 
 def came_by_ssh_from() -> str | None:

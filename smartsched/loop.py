@@ -1,6 +1,7 @@
 """One tick: observe, decide, record, act. Knows the order; knows no device or file.
 
-What was observed is true whether or not it is written; what was decided happens only once it is.
+What was observed is true whether or not it is written; what was decided happens only once it is,
+and is durable. Where nothing happens, the disk may take a moment: a look at GPUs is no deed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -92,6 +93,9 @@ class World:
 
 # Later than that we were stopped (SIGSTOP), or the machine was.
 OVERSLEPT_SECONDS = 1.0
+# What nothing follows from yet is in the journal at once, and durable with what follows, at the
+# latest after this: a job whose end a loss of power takes with it is run again.
+DURABLE_WITHIN_SECONDS = 0.05
 
 
 class Loop:
@@ -107,7 +111,8 @@ class Loop:
         self._answers: list[tuple[str, Answer]] = []  # to be given once all of it is on record
         self._asked: list[str] = []  # requests that want to know how the run stands
         self._behind = False  # the journal could not be written
-        self._is_noted_only = False  # the last of what is in it may be gone with this machine
+        self._noted: list[Event] = []  # in the journal, and not durable yet
+        self._durable_by: Timestamp = float("inf")
 
     def resume(self, resumed: RunResumed, replaced: ListReplaced | None, *, adopt: bool) -> None:
         """Go on where an earlier dispatcher ended or died. `adopt`: whether what it left running
@@ -175,7 +180,13 @@ class Loop:
         self._observe(now)
         self._untold += self._settle(now)
         decision = decide(self.state, now)
-        if (why := self._write(decision.events)) is not None:
+        claims = any(isinstance(action, Claim) for action in decision.actions)
+        if (
+            not claims
+        ):  # the sampler answers while the disk does; what is claimed is seen after that
+            self._look(decision.actions, now)
+        durable = self._has_deeds(decision, now)
+        if (why := self._write(decision.events, now, durable=durable)) is not None:
             self._hold(decision, why, now)
         told, self._untold = ([], self._untold) if self._behind else (self._untold, [])
         for event in decision.events:
@@ -184,6 +195,8 @@ class Loop:
                 decision.wake_by(now)  # its own deadlines begin now
         if not self._act([*told, *decision.actions], now):
             decision.wake_by(now)
+        if claims:
+            self._look(decision.actions, now)
         if self._unwritten and not self._behind:
             self._note_launches()
         self._answer(decision, now)
@@ -272,24 +285,47 @@ class Loop:
             self._record([event], now)
         return told
 
-    def _write(self, events: Sequence[Event]) -> str | None:
-        """Make them durable with what is true already. Why not, if not."""
+    def _has_deeds(self, decision: Decision, now: Timestamp) -> bool:
+        """Whether anything follows from what is to be written that somebody outside can see."""
+        return bool(
+            now >= self._durable_by
+            or decision.over
+            or self._untold
+            or self._answers
+            or self._behind
+            or any(not isinstance(action, Refresh) for action in decision.actions)
+        )
+
+    def _write(
+        self, events: Sequence[Event], now: Timestamp = float("inf"), *, durable: bool = True
+    ) -> str | None:
+        """Note them with what is true already, and make all of it durable, or see to it that it
+        soon is. Why not, if not."""
         everything = [*self._unwritten, *events]
-        why = self._world.journal.write(everything) if everything else None
+        is_due = durable and self._durable_by < float("inf")
+        why = None
+        if everything or is_due:
+            why = self._world.journal.write(everything, durable=durable)
         self._behind = why is not None
-        if why is None:
-            self._unwritten.clear()
-            self._is_noted_only = self._is_noted_only and not everything
-            if not self._is_noted_only:
-                self._world.launcher.written(everything)
-        return why
+        if why is not None:
+            return why
+        self._unwritten.clear()
+        if not durable:
+            self._noted += everything
+            if everything:
+                self._durable_by = min(self._durable_by, now + DURABLE_WITHIN_SECONDS)
+        elif everything or is_due or not self._noted:
+            self._world.launcher.written([*self._noted, *everything])
+            self._noted.clear()
+            self._durable_by = float("inf")
+        return None
 
     def _note_launches(self) -> None:
-        """So that another dispatcher knows them. It need not be durable yet: the machine's end would
-        be theirs as well, and agents elsewhere tell of them again until it is."""
+        """So that another dispatcher knows them. It need not be durable yet: the end of this
+        machine would be theirs too, and agents elsewhere tell of them again until it is."""
         if self._world.journal.write(self._unwritten, durable=False) is None:
+            self._noted += self._unwritten
             self._unwritten = []
-            self._is_noted_only = True
 
     def _hold(self, decision: Decision, why: str, now: Timestamp) -> None:
         """Nothing is started that is not on record; all else that was decided is done."""
@@ -303,21 +339,23 @@ class Loop:
 
     def _act(self, actions: Iterable[Action], now: Timestamp) -> bool:
         """Whether all of it went as decided; if not, there is something new to decide."""
-        world = self._world
-        looks, as_decided = [], True
+        world, as_decided = self._world, True
         for action in actions:
             match action:
                 case Launch():
                     if (outcome := world.launcher.launch(action, now)) is not None:
                         as_decided = as_decided and isinstance(outcome, RunLaunched)
                         self._record([outcome], now)
-                case Refresh(gpu, after):
-                    looks.append((gpu, after))
+                case Refresh():
+                    pass  # see _look
                 case _:
                     self._do(action, now)
-        if looks:
-            world.gpus.refresh(looks, now)
         return as_decided
+
+    def _look(self, actions: Iterable[Action], now: Timestamp) -> None:
+        looks = [(a.gpu, a.after) for a in actions if isinstance(a, Refresh)]
+        if looks:
+            self._world.gpus.refresh(looks, now)
 
     def _do(
         self, action: Terminate | Checkpoint | Kill | Claim | Release | Tell, now: Timestamp
@@ -355,6 +393,7 @@ class Loop:
         world = self._world
         return min(
             decision.wake_at,
+            self._durable_by,
             world.gpus.wake_at(),
             world.launcher.wake_at(),
             world.claims.wake_at(),

@@ -32,6 +32,7 @@ from smartsched.core.model import (
     JobId,
     JobSpec,
     Observation,
+    PilotsStand,
     Position,
     Run,
     RunKey,
@@ -241,7 +242,7 @@ class Transport(Protocol):
 class Recruiter(Protocol):
     """Sees to it that there are agents on the hosts."""
 
-    def take(self, now: Timestamp) -> Sequence[HostAway]:
+    def take(self, now: Timestamp) -> Sequence[HostAway | PilotsStand]:
         """Why some are not here, as news."""
         ...
 

@@ -90,6 +90,9 @@ def _open_standard_streams() -> None:
 
 
 def _complain(message: str) -> None:
-    text = f"smartsched: {message}\n".replace("\x1b", "\\x1b")
+    from smartsched.core.words import printable
+
+    # names and values from files of others may be in it, and a terminal may act on more than ESC
+    text = "\n".join(map(printable, f"smartsched: {message}".split("\n")))
     with suppress(OSError):  # nobody may be there to be told
-        os.write(2, text.encode("utf-8", "backslashreplace"))
+        os.write(2, f"{text}\n".encode())

@@ -2,23 +2,28 @@
 
 import argparse
 import os
+import shlex
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from smartsched import __version__
-from smartsched.cli.recruiting import Recruiters, SshRecruiter
+from smartsched.cli.departed import Departed
+from smartsched.cli.piloting import PilotRecruiter
+from smartsched.cli.recruiting import Part, Recruiters, SshRecruiter
 from smartsched.cli.session import state_folder
 from smartsched.config import Config
 from smartsched.core import join as joins
-from smartsched.core import wire
+from smartsched.core import slurm, wire
 from smartsched.core.host_list import HostSpec
 from smartsched.core.join import Join
 from smartsched.core.messages import Came, News, Orders, Said, Went
 from smartsched.core.model import HostName, Timestamp
+from smartsched.core.pilots import Pilots
 from smartsched.core.state import State
 from smartsched.edges.authority import Authority
 from smartsched.edges.clock import SteadyClock
@@ -27,6 +32,8 @@ from smartsched.edges.engine.hub import Hub
 from smartsched.edges.outputs import log_name
 from smartsched.edges.runs import RunFolder
 from smartsched.edges.shipping import LogStore
+from smartsched.edges.slurm.asking import check
+from smartsched.edges.slurm.pilots import Slurm
 from smartsched.edges.starter import SshStarter
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import BadMessageError, StateError
@@ -34,9 +41,14 @@ from smartsched.fleet.hosts import Hosts, Terms
 
 JOIN = "join"  # in the run's folder: for agents that are started by hand
 _PORT = "port"
+_PILOTS = "pilots"  # likewise: what pilots have said
+_USUAL_COMMAND = "smartsched"
 # Beyond the grace of runs that a lease has ended: clocks, watchdogs, a busy host.
 _MARGIN_SECONDS = 15.0
 _GOODBYE_SECONDS = 5.0
+_PILOTS_GOODBYE_SECONDS = 30.0
+# As Slurm's warnings may be, and then there is all that has to be said to and fro.
+_WARNING_IS_LATE_SECONDS = 60.0
 _SLOWEST_ROUTINE_SECONDS = 0.25
 Warn = Callable[[str], None]
 
@@ -96,12 +108,15 @@ class ClusterSite:
         warn: Warn,
         *,
         began_in: str,
+        resumed: bool = False,
+        looks_only: bool = False,
     ) -> None:
-        """`folder`: of the run. `began_in`: the folder in which it began."""
+        """`folder`: of the run. `began_in`: the folder in which it began. `looks_only`: nothing is
+        to be run, and no pilot is submitted for it."""
         assert config.cluster is not None
         self._args, self._config, self._cluster = args, config, config.cluster
         self._folder, self._began_in = folder, began_in
-        self._clock, self._waiter = clock, waiter
+        self._clock, self._waiter, self._warn = clock, waiter, warn
         self._authority = Authority(state_folder(args) / "authority")
         self._agents_credentials = self._authority.issue("agent", folder.name)
         self._hub = self._listen(stack)
@@ -110,14 +125,17 @@ class ClusterSite:
         self._starter = SshStarter(
             waiter,
             self._cluster.hosts,
-            remote_command=self._cluster.remote_command,
+            remote_command=self._cluster.remote_command or _USUAL_COMMAND,
             bundle=lambda spec: joins.encode(self._join(spec)),
         )
         stack.callback(self._starter.close)
         self._write_join_file()
-        parts = [
-            SshRecruiter(self._starter, [host.name for host in self._cluster.hosts], self._place())
-        ]
+        named = [host.name for host in self._cluster.hosts]
+        parts: list[Part] = [SshRecruiter(self._starter, named, self._place())]
+        self.pilots: PilotRecruiter | None = None  # None: there are none
+        if self._cluster.slurm is not None and not looks_only:
+            self.pilots = self._recruit_pilots(stack, self._cluster.slurm, warn, resumed=resumed)
+            parts.append(self.pilots)
         self.hosts = Hosts(
             HubTransport(self._hub, clock, warn),
             state,
@@ -125,6 +143,8 @@ class ClusterSite:
             terms=self._terms(),
             recruiter=Recruiters(parts),
         )
+        if self.pilots is not None:
+            self.pilots.serve(self.hosts)
         self.logs = self._store()
         waiter.on_signal(signal.SIGCHLD, self._reap)
         self.on_child_end: list[Callable[[int], None]] = []
@@ -138,12 +158,80 @@ class ClusterSite:
 
     def finish(self) -> None:
         """Agents are told that it is over, and those that are here go."""
+        if self.pilots is not None:
+            self.pilots.end(self._clock.now())
         for host in self.hosts.by_name.values():
             self.hosts.send_off(host)
         until = self._clock.now() + _GOODBYE_SECONDS
         while any(h.here for h in self.hosts.by_name.values()) and self._clock.now() < until:
             self._waiter.wait(until)
             self.hosts.pump(self._clock.now())
+        if self.pilots is not None:
+            self._leave_no_pilot(self.pilots)
+
+    def _leave_no_pilot(self, pilots: PilotRecruiter) -> None:
+        until = self._clock.now() + _PILOTS_GOODBYE_SECONDS
+        while (now := self._clock.now()) < until:
+            pilots.end(now)
+            self.hosts.pump(now)
+            if pilots.is_over():
+                return
+            self._waiter.wait(min(until, pilots.wake_at()))
+        name = _name_of_pilots(self._config)
+        self._warn(
+            f"{pilots.still_there()}: see squeue --name={name}; scancel --name={name} ends it"
+        )
+
+    def _recruit_pilots(
+        self, stack: ExitStack, options: Sequence[str], warn: Warn, *, resumed: bool
+    ) -> PilotRecruiter:
+        cluster, logs = self._cluster, self._folder.make_folder(_PILOTS)
+        warn_seconds = self._warn_seconds()
+        arguments = slurm.sbatch_arguments(
+            options,
+            os.environb,
+            gpus_per_pilot=cluster.gpus_per_pilot,
+            name=_name_of_pilots(self._config),
+            log_folder=str(logs),
+            warn_seconds=warn_seconds,
+        )
+        script = slurm.script(cluster.remote_command or _this_program(), self._agent_arguments())
+        if not resumed and (why := check(arguments, script, os.environb)) is not None:
+            warn(f"whether Slurm takes such pilots cannot be told yet: {why}")
+        submitter = Slurm(
+            self._waiter,
+            arguments=arguments,
+            script=script,
+            name=_name_of_pilots(self._config),
+            environment=os.environb,
+            resumed=resumed,
+        )
+        stack.callback(submitter.close)
+        return PilotRecruiter(
+            submitter,
+            Pilots(
+                most=cluster.pilots,
+                gpus_per_pilot=cluster.gpus_per_pilot,
+                warn_seconds=warn_seconds,
+                resumed=resumed,
+            ),
+            departed=Departed(state_folder(self._args) / "agents", self._config.policy.run_id),
+            logs=logs,
+            place=self._place(),
+            others_may_come=bool(cluster.hosts),
+            warn=warn,
+        )
+
+    def _agent_arguments(self) -> str:
+        words = ["agent", "--pilot", "--join", str(self._folder.path / JOIN)]
+        return shlex.join([*words, "--state", str(state_folder(self._args))])
+
+    def _warn_seconds(self) -> float:
+        """Before a pilot's time is over, its jobs are told."""
+        policy = self._config.policy
+        wanted = max(policy.grace_seconds, policy.yield_grace_seconds) + _WARNING_IS_LATE_SECONDS
+        limit = slurm.time_limit_seconds(self._cluster.slurm or (), os.environb)
+        return slurm.warn_seconds(wanted, limit)
 
     def _terms(self) -> Terms:
         policy = self._config.policy
@@ -202,6 +290,7 @@ class ClusterSite:
             lease_seconds=self._cluster.lease_seconds,
             grace_seconds=policy.grace_seconds,
             patience_seconds=policy.stale_after_seconds,
+            warn_seconds=self._warn_seconds(),
         )
 
     def _write_join_file(self) -> None:
@@ -239,8 +328,19 @@ class ClusterSite:
             if pid == 0:
                 return
             self._starter.ended(pid, status)
+            if self.pilots is not None:
+                self.pilots.ended(pid)
             for tell in self.on_child_end:
                 tell(pid)
+
+
+def _name_of_pilots(config: Config) -> str:
+    return f"smartsched-{config.policy.run_id}"
+
+
+def _this_program() -> str:
+    """On a file system that nodes share, and a batch job inherits the environment."""
+    return shlex.join([sys.executable, "-P", "-m", "smartsched"])
 
 
 def _addresses(listen: str, port: int) -> Sequence[str]:

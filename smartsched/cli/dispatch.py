@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 from smartsched import __version__
 from smartsched.agent import Agent, InProcess
@@ -53,9 +53,12 @@ from smartsched.errors import SmartschedError, UsageError
 from smartsched.fleet.claims import FleetClaims
 from smartsched.fleet.gpus import FleetGpus
 from smartsched.fleet.hosts import Hosts
-from smartsched.fleet.launcher import FleetLauncher, Sink
+from smartsched.fleet.launcher import FleetLauncher
 from smartsched.loop import Loop, World
 from smartsched.ports import Observer
+
+if TYPE_CHECKING:
+    from smartsched.cli.cluster import ClusterSite
 
 # How long the user's own commands for finished jobs may take after the last of them.
 _HOOKS_PATIENCE_SECONDS = 60.0
@@ -188,7 +191,9 @@ def _assemble(
     notices = _notices(stack, session, clock, warn)
     if sampler is None:
         output: Output = Untouched()
-        hosts, finish, logs = _cluster(stack, session, clock, waiter, hooks, notices, warn)
+        site = _cluster(stack, session, clock, waiter, hooks, notices, warn)
+        hosts, finish, logs = site.hosts, site.finish, site.logs
+        recruiters = [] if site.pilots is None else [site.pilots]
     else:
         output = _output(config, session, waiter, warn)
         stack.callback(output.close)
@@ -196,8 +201,9 @@ def _assemble(
         stack.callback(claims.close)
         processes = _processes(stack, session, waiter, output, hooks, notices, sampler)
         hosts = _this_host_alone(Agent(this_host(), sampler, processes, claims), session.state)
-        finish, logs = processes.close, None
+        finish, logs, recruiters = processes.close, None, []
     desk = _desk(stack, session, waiter)
+    stack.callback(session.bookmark.close)
     world = World(
         clock=clock,
         waiter=waiter,
@@ -211,11 +217,13 @@ def _assemble(
         teller=hooks,
         observer=_Observers(
             [
+                *recruiters,
                 narrator,
                 remarks,
                 *_logs(stack, config, session, warn),
                 *_memory(stack, session, warn),
                 _history(stack, session, clock, warn),
+                session.bookmark,
                 *([notices] if isinstance(notices, Notices) else []),
             ]
         ),
@@ -231,8 +239,7 @@ def _cluster(
     hooks: Hooks | NoHooks,
     notices: Notices | NoNotices,
     warn: Warn,
-) -> tuple[Hosts, Callable[[], None], Sink | None]:
-    """The hosts that have agents, how to let them go, and where their logs go."""
+) -> "ClusterSite":
     from smartsched.cli.cluster import ClusterSite
 
     site = ClusterSite(
@@ -245,9 +252,10 @@ def _cluster(
         waiter,
         warn,
         began_in=os.getcwd(),
+        resumed=session.resumed is not None,
     )
     site.on_child_end += [hooks.ended, notices.ended]
-    return site.hosts, site.finish, site.logs
+    return site
 
 
 def _this_host_alone(agent: Agent, state: State) -> Hosts:
@@ -257,7 +265,7 @@ def _this_host_alone(agent: Agent, state: State) -> Hosts:
 
 def _desk(stack: ExitStack, session: Session, waiter: Waiter) -> Desk:
     folder = session.folder.make_folder(REQUESTS)
-    inbox = FileInbox(folder, open_own_file, waiter, session.done_requests)
+    inbox = FileInbox(folder, open_own_file, waiter, session.terms.requests)
     stack.callback(inbox.close)
     return Desk(inbox, session.args, session.state, session.config.run_name)
 

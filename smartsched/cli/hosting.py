@@ -15,6 +15,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smartsched import __version__
 from smartsched.cli.host import this_host
@@ -24,6 +25,9 @@ from smartsched.core.join import Join
 from smartsched.core.model import HostName
 from smartsched.edges.runs import RunFolder, Runs, open_own_file
 from smartsched.errors import BadMessageError, StateError, UsageError
+
+if TYPE_CHECKING:
+    from smartsched.cli.batch import Pilot
 
 JOIN, LOG = "join", "agent.log"
 _LARGEST_JOIN_BYTES = 1 << 20
@@ -50,11 +54,13 @@ def join_by_file(args: argparse.Namespace) -> int:
     """By hand, or in a batch job: in the foreground."""
     from smartsched.cli.serving import serve
 
+    source = JoinSource(args.join)
     join = _checked(_read_own(args.join), args.join, args)
+    pilot = _pilot(args)
     runs = _runs(args)
     if _hand_over(runs, join):
         raise StateError(f"an agent of run {join.run_name} is on this host already")
-    return serve(join, _folder_for(runs, join), is_pilot=args.pilot)
+    return serve(join, _folder_for(runs, join), pilot=pilot, source=source)
 
 
 def serve_folder(args: argparse.Namespace) -> int:
@@ -71,7 +77,32 @@ def serve_folder(args: argparse.Namespace) -> int:
             os.write(3, _UP)
             os.close(3)
 
-    return serve(join, folder, is_pilot=args.pilot, when_up=is_up)
+    return serve(join, folder, pilot=_pilot(args), when_up=is_up)
+
+
+class JoinSource:
+    """The file by which an agent has joined; whoever goes on with the run writes it anew."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(path)
+        self._came_at = self._look()
+
+    def hand_on(self, folder: RunFolder, host: str) -> None:
+        """Put it where the agent looks, if it is new."""
+        came_at = self._look()
+        if came_at in (0, self._came_at):
+            return
+        with suppress(UsageError, BadMessageError, OSError):
+            join = joins.decode(_read_own(self._path))
+            _write_join(folder.fd, replace(join, host=host))
+            self._came_at = came_at
+
+    def _look(self) -> int:
+        """0: nobody knows."""
+        try:
+            return os.stat(self._path).st_mtime_ns
+        except OSError:
+            return 0
 
 
 def read_join(folder: RunFolder) -> Join:
@@ -107,13 +138,21 @@ def _checked(data: bytes, name: str, args: argparse.Namespace) -> Join:
 
 def _name_of_pilot(args: argparse.Namespace) -> str:
     """Several may be on one machine, and of each Slurm knows the number."""
+    return f"{this_host()}-{_batch_job()}" if args.pilot else ""
+
+
+def _pilot(args: argparse.Namespace) -> "Pilot | None":
+    from smartsched.cli.batch import Pilot
+
+    return Pilot(_batch_job()) if args.pilot else None
+
+
+def _batch_job() -> str:
     from smartsched.config import batch_job
 
-    if not args.pilot:
-        return ""
     if (job := batch_job()) is None:
         raise UsageError("--pilot goes with a batch job: there is no SLURM_JOB_ID here")
-    return f"{this_host()}-{job}"
+    return job
 
 
 def _read_own(path: str) -> bytes:

@@ -25,10 +25,15 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"run {name} uses this box alone: --hosts names others when it begins")
     join = f"smartsched agent --join {shlex.quote(str(file))}"
     if args.json:
-        about = {"run": name, "hosts": facts.get("hosts", []), "join": str(file)}
+        about = {
+            "run": name,
+            "hosts": facts.get("hosts", []),
+            "pilots": facts.get("pilots"),
+            "join": str(file),
+        }
         print(json.dumps(about, indent=2))
         return 0
     from smartsched.edges.tables import print_hosts
 
-    print_hosts(facts.get("hosts", []), join, color=wants_color(args))
+    print_hosts(facts.get("hosts", []), facts.get("pilots"), join, color=wants_color(args))
     return 0

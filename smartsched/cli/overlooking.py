@@ -15,7 +15,7 @@ from smartsched.core.standing import BEING_STARTED, unseen_hosts
 from smartsched.core.state import State
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.waiter import Waiter
-from smartsched.errors import DriverError
+from smartsched.errors import DriverError, UsageError
 from smartsched.fleet.gpus import FleetGpus
 
 # ssh, Python there, the driver of a large box.
@@ -27,6 +27,10 @@ class HostsOnlooker(Onlooker):
     """Has agents from its beginning until it is closed, and a run's folder that nobody sees."""
 
     def __init__(self, args: argparse.Namespace, config: Config) -> None:
+        """Raises UsageError where there is nothing to look at."""
+        cluster = config.cluster
+        if cluster is not None and cluster.slurm is not None and not cluster.hosts:
+            raise UsageError("which GPUs Slurm will grant cannot be seen before: leave out --slurm")
         self._config = config
         self.clock = SteadyClock()
         self.waiter = Waiter(self.clock)
@@ -45,6 +49,7 @@ class HostsOnlooker(Onlooker):
             self.waiter,
             lambda text: print(f"smartsched: {text}", file=sys.stderr),
             began_in=os.getcwd(),
+            looks_only=True,
         )
         self._gpus = FleetGpus(self._site.hosts)
 

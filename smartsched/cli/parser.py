@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from smartsched import __version__
 from smartsched.cli.completion import SHELLS
 from smartsched.cli.verbs import usage_lines, what_to_do
 from smartsched.errors import EXIT_USAGE
@@ -81,6 +80,23 @@ class _PrintCompletion(argparse.Action):
 
         del namespace, option_string
         print(script(values))
+        parser.exit()
+
+
+class _Version(argparse.Action):
+    """Prints, and exits with 0: what it takes to find out is for those who ask."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        from smartsched.cli.version import words
+
+        del namespace, values, option_string
+        print(words())
         parser.exit()
 
 
@@ -626,9 +642,8 @@ def _add_hosts(group: argparse._ArgumentGroup) -> None:
     add(
         "--remote-command",
         metavar="TEXT",
-        default="smartsched",
         help="how a host's shell runs smartsched, such as 'source venv/bin/activate && smartsched'"
-        " (default: %(default)s)",
+        " (default: smartsched; in pilots: the same program as here)",
     )
     add(
         "--listen",
@@ -665,8 +680,7 @@ def _add_hosts(group: argparse._ArgumentGroup) -> None:
     add(
         "--gpus-per-pilot",
         metavar="N",
-        default="1",
-        help="that each of them asks for (default: %(default)s)",
+        help="that each of them asks for (default: 1, or what OPTIONS say)",
     )
 
 
@@ -700,7 +714,13 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add("-v", "--verbose", action="store_true", help="also every change of a GPU's verdict")
     add_no_color(group)
     add("-h", "--help", action="help", help="show this and exit")
-    add("--version", action="version", version=f"smartsched {__version__}")
+    add(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="show the version, with Python's and the driver's, and exit",
+    )
     add(
         "--print-completion",
         action=_PrintCompletion,

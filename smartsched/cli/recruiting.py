@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from smartsched.core import words
-from smartsched.core.model import HostAway, HostName, Timestamp
+from smartsched.core.model import HostAway, HostName, PilotsStand, Timestamp
 from smartsched.core.standing import BEING_STARTED
 from smartsched.edges.starter import NotStarted, SshStarter
 
@@ -66,7 +66,7 @@ class SshRecruiter:
 class Part(Protocol):
     """One of several that recruit."""
 
-    def take(self, now: Timestamp) -> Sequence[HostAway]: ...
+    def take(self, now: Timestamp) -> Sequence[HostAway | PilotsStand]: ...
     def came(self, host: HostName, now: Timestamp) -> None: ...
     def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None: ...
     def wake_at(self) -> Timestamp: ...
@@ -78,8 +78,8 @@ class Recruiters:
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
 
-    def take(self, now: Timestamp) -> list[HostAway]:
-        return [away for part in self._parts for away in part.take(now)]
+    def take(self, now: Timestamp) -> list[HostAway | PilotsStand]:
+        return [news for part in self._parts for news in part.take(now)]
 
     def came(self, host: HostName, now: Timestamp) -> None:
         for part in self._parts:

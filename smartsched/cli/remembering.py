@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from smartsched.cli.remote import beginning, history, runs_at
+from smartsched.cli.recalling import past_of
+from smartsched.cli.remote import beginning, runs_at
 from smartsched.cli.standing import found
 from smartsched.config import is_colorless
-from smartsched.core.apply import replay
-from smartsched.core.policy import Policy
 from smartsched.core.units import parse_duration
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.inbox import has_requests
@@ -95,7 +94,8 @@ def _remove(runs: Runs, names: Sequence[str]) -> int:
             raise UsageError(
                 f"run {name} is alive ({holder}): smartsched cancel --all --name {name} ends it"
             )
-        if replay(Policy(name), history(runs, name)).runs:
+        past = past_of(runs, name)
+        if past is not None and past.state.runs:
             raise UsageError(
                 f"jobs of run {name} may still run: see to them with smartsched --resume {name}"
             )

@@ -3,17 +3,15 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from smartsched.cli.host import this_host
 from smartsched.cli.session import state_folder
 from smartsched.config import run_of_this_job
-from smartsched.core.events import Event, RunBegan
+from smartsched.core.events import RunBegan
 from smartsched.core.records import decode_line
 from smartsched.core.requests import VERSION, Answer
 from smartsched.edges.inbox import Sender
-from smartsched.edges.journal import read_journal
 from smartsched.edges.runs import JOURNAL, Runs, open_own_file
 from smartsched.errors import JournalDamagedError, StateError, UsageError
 
@@ -82,11 +80,6 @@ def beginning(runs: Runs, name: str) -> RunBegan | None:
     return event if isinstance(event, RunBegan) else None
 
 
-def history(runs: Runs, name: str) -> Iterator[Event]:
-    """What the run's journal says by now, whoever holds it. Raises StateError."""
-    return read_journal(journal_of(runs, name), str(runs.path(name) / JOURNAL))
-
-
 def journal_of(runs: Runs, name: str) -> int:
     """Open to be read. Raises StateError."""
     folder = runs.path(name)
@@ -124,7 +117,7 @@ class Line:
 
     def put(self, verb: str, **what: Any) -> str:
         """Ask, and wait for nothing; what the request is known by."""
-        request: Mapping[str, Any] = {"smartsched_request": VERSION, "verb": verb, **what}
+        request: dict[str, Any] = {"smartsched_request": VERSION, "verb": verb, **what}
         try:
             return self._sender.send(request)
         except OSError as error:

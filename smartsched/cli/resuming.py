@@ -8,29 +8,27 @@ import select
 import stat
 import termios
 from array import array
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from smartsched.cli.host import this_host, this_place
 from smartsched.cli.limits import settle
 from smartsched.cli.parser import HAD_NOTICES, LATEST, parse_again, remembered
+from smartsched.cli.recalling import recall
 from smartsched.cli.session import Session, copies_in, open_journal, runs_of, window_for
 from smartsched.config import Config, spans_hosts
-from smartsched.core.apply import apply
 from smartsched.core.events import (
     ListReplaced,
-    OptionsSet,
     RunBegan,
     RunClosed,
-    RunPlaced,
     RunResumed,
 )
-from smartsched.core.ledger import Ledger
-from smartsched.core.model import GpuKey, Position, Run, RunKey, Timestamp
-from smartsched.core.policy import Policy
-from smartsched.core.records import decode_line
-from smartsched.core.state import State
+from smartsched.core.ledger import KINDS, Ledger, ledger_of
+from smartsched.core.model import GpuKey, Position, Run, Timestamp
+from smartsched.core.records import decode_line, name_of
+from smartsched.core.state import State, over
+from smartsched.core.terms import Past, Terms
 from smartsched.edges.attempts import Attempts
 from smartsched.edges.continued import Continued
 from smartsched.edges.inbox import has_requests
@@ -48,15 +46,10 @@ _NO_RUNS = "none is remembered; if they are elsewhere, name that place with --st
 class _Past:
     """What the journal of a run says."""
 
-    began: RunBegan
+    terms: Terms
     state: State
     ledger: Ledger
-    options: str
-    inputs: tuple[str, ...]
-    lists: int = 0  # given since the first one
-    over: set[RunKey] = field(default_factory=set)
-    whole: set[int] = field(default_factory=set)  # inputs of which all is there
-    requests: set[str] = field(default_factory=set)  # that are done
+    whole: set[int]  # inputs of which all is there
     window: int = 0  # commands to be read ahead
 
 
@@ -75,30 +68,34 @@ def resume(
     stack.callback(folder.close)
     journal = open_journal(folder)
     stack.callback(journal.close)
-    past = _past_of(journal, name, Attempts(folder.make_folder(JOBS)).all())
-    again = parse_again(words, past.options)
+    known, bookmark = recall(folder, journal)
+    terms, state = known.terms, known.state
+    ledger = _ledger_of(journal, known, inputs, failed_too=args.resume_failed)
+    past = _Past(terms, state, ledger, _whole(known, folder))
+    again = parse_again(words, terms.options)
     if not args.assume_gone and not spans_hosts(again):
-        _check_place(past, name)
-    past.whole = _whole(past, folder)
+        _check_place(state, name)
     try:
-        os.chdir(past.began.directory)
+        os.chdir(terms.began.directory)
     except OSError as error:
         raise StateError(
-            f"cannot go to {past.began.directory}, where the run began: {error.strerror}; go on"
+            f"cannot go to {terms.began.directory}, where the run began: {error.strerror}; go on"
             " with it where that folder is"
         ) from error
-    config = settle(again, name, past.began.id)
+    config = settle(again, name, terms.began.id)
     session = Session(
         again,
         config,
         folder,
         journal,
-        past.state,
+        state,
         _next_intake(past, args, config, folder, inputs, fds),
+        terms,
+        bookmark,
         here=here,
-        single=past.began.command is not None,
+        single=terms.began.command is not None,
     )
-    session.window, session.done_requests = past.window, past.requests
+    session.window = past.window
     stack.callback(session.intake.close)
     names = tuple(source.name for source in inputs)
     failed_too = args.resume_failed and not inputs
@@ -106,7 +103,7 @@ def resume(
     session.replaced = ListReplaced(now, names) if inputs else None
     session.reminder = _broken_off(past, inputs)
     session.notes = _notes(journal, session.reminder, inputs)
-    if not config.notify and HAD_NOTICES in json.loads(past.options):
+    if not config.notify and HAD_NOTICES in json.loads(terms.options):
         session.notes.append(
             "nobody is notified: the URLs of --notify are not remembered, since they hold secrets;"
             " give them again, or set SMARTSCHED_NOTIFY"
@@ -117,7 +114,7 @@ def resume(
             f"earlier runs of this folder have something left: {left}"
             f" (smartsched --resume {unfinished[0]})"
         )
-    session.over = sorted(past.over)
+    session.over = sorted(over(state, Attempts(folder.make_folder(JOBS)).all()))
     return session
 
 
@@ -190,37 +187,25 @@ def _list_given(files: Sequence[str]) -> list[Input]:
     return open_inputs(["-"]) if at_its_beginning and status.st_size > 0 else []
 
 
-def _past_of(journal: FileJournal, name: str, attempts: Collection[RunKey]) -> _Past:
-    past: _Past | None = None
-    for event in journal.replay():
-        match event:
-            case RunBegan():
-                state = State(Policy(event.id or name))
-                past = _Past(event, state, Ledger(), event.options, event.inputs)
-            case RunResumed(options=options) if past is not None:
-                past.options = options
-            case ListReplaced(inputs=inputs) if past is not None:
-                past.inputs = inputs
-                past.lists += 1
-            case OptionsSet(options=options) if past is not None:
-                past.options = options
-            case RunPlaced(run=run) if past is not None and run in attempts:
-                past.over.add(run)
-            case _:
-                pass
-        assert past is not None  # the journal sees to it that it begins with a RunBegan
-        if request := getattr(event, "request", ""):
-            past.requests.add(request)
-        apply(past.state, event)
-        past.ledger.record(event)
-    assert past is not None
-    past.over -= past.state.runs.keys()
-    return past
+def _ledger_of(
+    journal: FileJournal, past: Past, inputs: list[Input], *, failed_too: bool
+) -> Ledger:
+    """Which job is which line of a list only the journal knows, from its beginning on; that is not
+    read again for what is known without it."""
+    given_up = past.state.given_up
+    failed = {
+        job: (each.job.spec, each.job.attempts)
+        for job, each in given_up.items()
+        if each.outcome == "failed"
+    }
+    some_are_forgotten = len(failed) < past.state.totals.failed
+    if inputs or past.terms.lists or (failed_too and some_are_forgotten):
+        return ledger_of(journal.replay(only={name_of(kind) for kind in KINDS}))
+    return Ledger(failed=failed)
 
 
-def _check_place(past: _Past, name: str) -> None:
+def _check_place(state: State, name: str) -> None:
     """Processes that cannot be seen from here must not be taken for gone."""
-    state = past.state
     hosts = {gpu.host for run in state.runs.values() for gpu in _keys(run)} - {this_host()}
     if not state.runs or (not hosts and _is_visible_from(state.place, this_place())):
         return
@@ -254,26 +239,26 @@ def _next_intake(
     inputs: list[Input],
     fds: FdWatcher,
 ) -> Intake:
-    directory = config.working_directory or past.began.directory
-    state = past.state
+    terms, state = past.terms, past.state
+    directory = config.working_directory or terms.began.directory
     if inputs:
         past.ledger.replace_list()
         names = [source.name for source in inputs]
         lines: OneCommand | Spool = _new_list(
-            copies_in(folder, past.lists + 1), inputs, names, directory, fds
+            copies_in(folder, terms.lists + 1), inputs, names, directory, fds
         )
         read_to: Position | None = None
-    elif past.began.command is not None:
-        lines = OneCommand(past.began.command, directory)
+    elif terms.began.command is not None:
+        lines = OneCommand(terms.began.command, directory)
         if state.totals.accepted:
             lines.take(1)
         read_to = None
     else:
         # with a list that replaced another, what it names has to be counted from its beginning
-        read_to = state.read_to if past.lists else None
-        start = None if past.lists else state.read_to
-        copies = copies_in(folder, past.lists)
-        lines = Spool(copies, [], past.inputs, directory, fds, past.whole, start)
+        read_to = state.read_to if terms.lists else None
+        start = None if terms.lists else state.read_to
+        copies = copies_in(folder, terms.lists)
+        lines = Spool(copies, [], terms.inputs, directory, fds, past.whole, start)
     past.window = window_for(lines, is_new=bool(inputs))
     return Continued(
         lines,
@@ -281,7 +266,7 @@ def _next_intake(
         is_waiting=lambda job: job in state.set_aside or job in state.unnamed,
         failed_too=args.resume_failed,
         failed_first=not inputs,
-        replaces=bool(inputs) or past.lists > 0,
+        replaces=bool(inputs) or terms.lists > 0,
         read_to=read_to,
     )
 
@@ -301,9 +286,9 @@ def _new_list(
     return spool
 
 
-def _whole(past: _Past, folder: RunFolder) -> set[int]:
+def _whole(past: Past, folder: RunFolder) -> set[int]:
     """Inputs of which all is there: a copy may have suffered more than the journal."""
-    copies = copies_in(folder, past.lists)
+    copies = copies_in(folder, past.terms.lists)
     whole = set()
     for number, size in past.state.whole_inputs.items():
         fd = copies(number, os.O_RDONLY | os.O_CREAT)
@@ -314,12 +299,12 @@ def _whole(past: _Past, folder: RunFolder) -> set[int]:
 
 
 def _broken_off(past: _Past, inputs: list[Input]) -> str | None:
-    names = [name for n, name in enumerate(past.inputs) if n not in past.whole]
+    names = [name for n, name in enumerate(past.terms.inputs) if n not in past.whole]
     if not names or inputs or not past.state.input_open:
         return None
     return (
         f"{', '.join(names)} had not been read to its end when the last dispatcher ended: for the"
-        f" rest, smartsched --resume {past.began.name} FILE"
+        f" rest, smartsched --resume {past.terms.began.name} FILE"
     )
 
 

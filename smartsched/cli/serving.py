@@ -5,16 +5,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from smartsched import __version__
 from smartsched.agent import Agent
+from smartsched.cli.batch import Pilot
 from smartsched.cli.claiming import claims_in
-from smartsched.cli.hosting import host_of, join_came_at, read_join, token_of
+from smartsched.cli.departed import mark_the_end
+from smartsched.cli.hosting import JoinSource, host_of, join_came_at, read_join, token_of
 from smartsched.cli.session import default_state
 from smartsched.cli.wiring import start_sampler
-from smartsched.config import batch_job, offered_gpus, shell_for
+from smartsched.config import offered_gpus, shell_for
 from smartsched.core import wire
 from smartsched.core.join import Join
 from smartsched.core.messages import Hello
@@ -37,23 +39,25 @@ from smartsched.errors import BadMessageError, StateError, UsageError
 _REPORT_EVERY_SECONDS = 1.0
 # Without a dispatcher, and with nothing that runs: as long as a lease lasts; without one, so long.
 _WAITS_FOR_ITS_DISPATCHER_SECONDS = 300.0
-# Before a batch job's time is over, its jobs have so long to save their state.
-_LEAVES_BEFORE_SECONDS = 60.0
+_ANSWERS_WITHIN_SECONDS = 5.0
 
 
 def serve(
     join: Join,
     folder: RunFolder,
     *,
-    is_pilot: bool = False,
+    pilot: Pilot | None = None,
+    source: JoinSource | None = None,
     when_up: Callable[[], None] = lambda: None,
 ) -> int:
-    """Until the end. `folder` is ours; of one in which nothing is left, nothing stays."""
+    """Until the end. `folder` is ours; of one in which nothing is left, nothing stays. `pilot`:
+    None: we are in no batch job. `source`: where a dispatcher that is elsewhere by now may say so;
+    None: it would come here."""
     clock = SteadyClock()
     with ExitStack() as stack:
         waiter = Waiter(clock)
         stack.callback(waiter.close)
-        service = _Service(stack, join, folder, clock, waiter, is_pilot=is_pilot)
+        service = _Service(stack, join, folder, clock, waiter, pilot, source)
         when_up()
         service.run()
     if service.is_over:
@@ -70,16 +74,19 @@ class _Service:
         folder: RunFolder,
         clock: SteadyClock,
         waiter: Waiter,
-        *,
-        is_pilot: bool,
+        pilot: Pilot | None,
+        source: JoinSource | None,
     ) -> None:
+        self._pilot, self._source = pilot, source
         self._join, self._folder, self._clock, self._waiter = join, folder, clock, waiter
         self.is_over = False
         self._is_connected = False
         self._last_contact = clock.now()
         self._report_at: Timestamp = float("-inf")
-        self._leaves_at = _leaves_at(is_pilot=is_pilot)
+        self._leaves_at = float("inf") if pilot is None else pilot.leaves_at(join.warn_seconds)
         self._signals = 0
+        self._left_at: Timestamp | None = None  # when it was first said that we leave
+        self._heard_by_dispatcher: Timestamp = float("-inf")  # up to this report
         self._joins_read_at = 0.0
         self._join_came_at = 0  # which of the files in our folder was read; 0: none yet
         lease = None if join.lease_seconds is None else _HostLease(join)
@@ -95,7 +102,7 @@ class _Service:
         self._agent = Agent(
             host_of(join),
             _Guarded(self._sampler, join),
-            self._processes,
+            self._processes if pilot is None else pilot.launcher(self._processes),
             claims,
             lease=lease,
             lease_seconds=join.lease_seconds or 0.0,
@@ -105,14 +112,15 @@ class _Service:
         self._link = Link(
             waiter,
             join.credentials,
-            addresses=list(_addresses(join)),
+            addresses=self._addresses(join),
             name=join.host,
             run_id=join.run_id,
-            hello=wire.encode_hello(_hello(join, clock)),
+            hello=wire.encode_hello(_hello(join, clock, pilot)),
         )
         stack.callback(self._link.close)
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        for signum in (signal.SIGINT, signal.SIGTERM):
             waiter.on_signal(signum, self._asked_to_leave)
+        waiter.on_signal(signal.SIGUSR2, self._leave)
         waiter.on_signal(signal.SIGHUP, lambda: None)
 
     def run(self) -> None:
@@ -124,6 +132,8 @@ class _Service:
             if self._is_connected and (self._agent.has_news() or now >= self._report_at):
                 self._link.send(wire.encode_report(self._agent.report(now)))
                 self._report_at = now + _REPORT_EVERY_SECONDS
+                if self._agent.leaves and self._left_at is None:
+                    self._left_at = now
             elif not self._is_connected:
                 self._agent.forget_what_was_seen()
             wake_at = min(self._agent.wake_at(), now + _REPORT_EVERY_SECONDS, self._report_at_if())
@@ -134,6 +144,10 @@ class _Service:
             self.is_over = self._agent.is_told_to_leave or self._agent.is_on_record()
         if self.is_over and self._lease is not None:
             self._lease.remove()
+
+    def _addresses(self, join: Join) -> list[str]:
+        """A pilot may have inherited who came by ssh to where it was submitted."""
+        return list(_addresses(join) if self._pilot is None else join.addresses)
 
     def _feed(self) -> LogFeed | None:
         """Logs are sent where the dispatcher cannot read them."""
@@ -149,20 +163,35 @@ class _Service:
 
     def _is_done(self) -> bool:
         agent = self._agent
-        if self._signals > 1:
+        if self._signals > 1 and self._pilot is None:
+            return True  # else whatever runs would be killed with us at once
+        if agent.is_told_to_leave and agent.is_idle():
             return True
-        if (agent.is_told_to_leave or self._signals) and agent.is_idle():
-            return not self._is_connected or agent.is_on_record() or agent.is_told_to_leave
+        if agent.leaves and agent.is_idle():
+            return not self._is_connected or (agent.is_on_record() and self._is_known_to_leave())
         patience = self._join.lease_seconds or _WAITS_FOR_ITS_DISPATCHER_SECONDS
         is_alone = not self._is_connected and self._clock.now() > self._last_contact + patience
         return is_alone and agent.is_idle()
 
+    def _is_known_to_leave(self) -> bool:
+        """Whether no order to start something can be on its way any more."""
+        if self._left_at is None:
+            return False
+        is_late = self._clock.now() > self._left_at + _ANSWERS_WITHIN_SECONDS
+        return is_late or self._heard_by_dispatcher >= self._left_at
+
     def _asked_to_leave(self) -> None:
         self._signals += 1
+        if self._pilot is not None:
+            self._pilot.is_ended = True
+            mark_the_end(self._folder)
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self._agent.leaves:
+            _say("leaving: its jobs are told to save their state, and started anew elsewhere")
         self._agent.leaves = True
         self._report_at = float("-inf")
-        if self._signals == 1:
-            _say("leaving: its jobs are told to save their state, and started anew elsewhere")
 
     def _listen(self, now: Timestamp) -> None:
         for news in self._link.take():
@@ -190,6 +219,8 @@ class _Service:
         except BadMessageError as error:
             _say(f"orders that cannot be read: {error}")
             return
+        if orders.renewed is not None:
+            self._heard_by_dispatcher = max(self._heard_by_dispatcher, orders.renewed)
         self._agent.obey(orders, min(at, now))
 
     def _read_join_again(self, now: Timestamp) -> None:
@@ -198,15 +229,21 @@ class _Service:
         if now < self._joins_read_at + _REPORT_EVERY_SECONDS:
             return
         self._joins_read_at = now
+        if self._source is not None:
+            self._source.hand_on(self._folder, self._join.host)
         came_at = join_came_at(self._folder)
         if came_at == self._join_came_at:
             return
         try:
-            self._join = read_join(self._folder)
+            join = read_join(self._folder)
         except StateError:
             return
         self._join_came_at = came_at
-        self._link.set_addresses(list(_addresses(self._join)))
+        if join.addresses != self._join.addresses:
+            self._join = join
+            self._link.set_addresses(self._addresses(join))
+        else:
+            self._link.look_again()
 
 
 class _HostLease:
@@ -296,11 +333,12 @@ def _processes(
 
 
 def _logs(join: Join) -> LogFiles:
-    """At the same place as where the dispatcher is, if it can be."""
-    try:
-        return LogFiles(Path(join.logs) / join.run_name, resumed=True)
-    except UsageError:
-        return LogFiles(default_state() / "logs" / join.run_name, resumed=True)
+    """At the same place as where the dispatcher is, if it can be. The way there is not made: then
+    the folder in which commands are to run would seem to be here."""
+    with suppress(UsageError):
+        if os.path.isdir(os.path.dirname(join.logs)):
+            return LogFiles(Path(join.logs) / join.run_name, resumed=True)
+    return LogFiles(default_state() / "logs" / join.run_name, resumed=True)
 
 
 def _is_shared(join: Join) -> bool:
@@ -308,14 +346,14 @@ def _is_shared(join: Join) -> bool:
     return os.path.exists(os.path.join(join.logs, join.run_name, join.logs_mark))
 
 
-def _hello(join: Join, clock: SteadyClock) -> Hello:
+def _hello(join: Join, clock: SteadyClock, pilot: Pilot | None) -> Hello:
     return Hello(
         __version__,
         os.urandom(8).hex(),
         os.uname().nodename,
-        os.cpu_count() or 1,
+        (pilot and pilot.cores) or os.cpu_count() or 1,
         _is_shared(join),
-        batch_job() or "",
+        "" if pilot is None else pilot.number,
         clock.now(),
         {"pid": os.getpid(), "python": sys.version.split()[0]},
     )
@@ -331,14 +369,6 @@ def _addresses(join: Join) -> Sequence[str]:
         return join.addresses
     host = f"[{client}]" if ":" in client else client
     return list(dict.fromkeys([*(f"{host}:{port}" for port in ports), *join.addresses]))
-
-
-def _leaves_at(*, is_pilot: bool) -> Timestamp:
-    """inf: nobody has set a time."""
-    from smartsched.config import end_of_batch_job
-
-    end = end_of_batch_job() if is_pilot else None
-    return float("inf") if end is None else end - _LEAVES_BEFORE_SECONDS
 
 
 def _say(text: str) -> None:

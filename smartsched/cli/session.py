@@ -12,6 +12,7 @@ from pathlib import Path
 
 from smartsched.cli.host import this_host, this_place
 from smartsched.cli.parser import remembered
+from smartsched.cli.recalling import bookmark_in
 from smartsched.config import Config
 from smartsched.core.apply import apply, replay
 from smartsched.core.events import (
@@ -24,6 +25,8 @@ from smartsched.core.events import (
 from smartsched.core.model import BadLine, EndedRun, JobSpec, RunKey, Timestamp
 from smartsched.core.policy import Policy
 from smartsched.core.state import State
+from smartsched.core.terms import Past, Terms
+from smartsched.edges.bookmarks import BookmarkFile
 from smartsched.edges.intake import Input, OneCommand
 from smartsched.edges.journal import FileJournal
 from smartsched.edges.runs import JOURNAL, RunFolder, Runs
@@ -45,6 +48,8 @@ class Session:
     journal: FileJournal
     state: State
     intake: Intake
+    terms: Terms
+    bookmark: BookmarkFile
     here: str  # where the user is: paths below it are told without it
     single: bool  # there is one command, given on the command line
     resumed: RunResumed | None = None  # None: it begins
@@ -53,7 +58,6 @@ class Session:
     notes: list[str] = field(default_factory=list)
     reminder: str | None = None  # a note that matters still when all is over
     over: list[RunKey] = field(default_factory=list)  # attempts that ended and were not tidied up
-    done_requests: set[str] = field(default_factory=set)  # by other terminals, on record
     window: int = QUEUE_WINDOW  # commands read ahead
 
     @property
@@ -116,13 +120,16 @@ def begin(
     new.publish()
     for thing in (new.folder, journal, intake):
         stack.callback(thing.close)
+    past = Past(Terms(began, began.options, names), replay(config.policy, events))
     return Session(
         args,
         config,
         new.folder,
         journal,
-        replay(config.policy, events),
+        past.state,
         intake,
+        past.terms,
+        bookmark_in(new.folder, journal, past),
         here=here,
         single=config.command is not None,
         expected_commands=None if isinstance(intake, OneCommand) else intake.line_count(),

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from smartsched.cli.remote import Line, history, runs_at, which_run
+from smartsched.cli.recalling import past_of
+from smartsched.cli.remote import Line, runs_at, which_run
 from smartsched.config import wants_color
-from smartsched.core.apply import replay
 from smartsched.core.policy import Policy
+from smartsched.core.state import State
 from smartsched.core.status import status
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.runs import Runs
@@ -44,7 +45,8 @@ def found(runs: Runs, name: str) -> Mapping[str, Any]:
     about = {"run": name, "folder": str(runs.path(name)), "held_by": holder}
     if facts is not None:
         return {**about, **facts}
-    state = replay(Policy(name), history(runs, name))
+    past = past_of(runs, name)
+    state = State(Policy(name)) if past is None else past.state
     facts = dict(status(state, None, SteadyClock().now()))
     left = bool(state.queue or state.input_open or state.interrupted or state.runs)
     facts["phase"] = "silent" if holder is not None else "left" if left else "ended"

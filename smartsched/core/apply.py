@@ -363,6 +363,7 @@ def _resume(state: State, event: RunResumed) -> None:
     state.waiting_since = at if state.queue else None
     state.ever_launched = bool(state.runs)
     state.postponed_until, state.postpone_seconds = float("-inf"), FIRST_POSTPONE_SECONDS
+    state.postponed_why = ""
     state.records.clear()
     state.withheld.clear()
     state.before = replace(state.totals)
@@ -422,7 +423,8 @@ def _remember_for_whom(state: State, placement: Placement) -> None:
 
 
 def _set_status(state: State, key: RunKey, status: RunStatus) -> None:
-    state.runs[key] = replace(state.runs[key], status=status)
+    run = state.runs[key]
+    state.runs[key] = Run(key, run.job, status)
 
 
 def _end(state: State, event: RunExited, living: Running | Stopping) -> None:
@@ -497,12 +499,13 @@ def _to_be_tried_again(state: State, ended: EndedRun, event: JobRequeued) -> Job
 def _learn(state: State, event: RunMeasured) -> None:
     if event.run not in state.ended:
         raise IllegalTransitionError(event, None)
-    known = state.footprints.pop(event.shape, NO_RUNS)
-    state.footprints[event.shape] = known.with_run(
-        event.peak_bytes, event.utilization_percent, event.seconds
-    )
-    while len(state.footprints) > MOST_SHAPES:
-        del state.footprints[next(iter(state.footprints))]  # of what was learned longest ago
+    for footprints in (state.learned, state.footprints):
+        known = footprints.pop(event.shape, NO_RUNS)
+        footprints[event.shape] = known.with_run(
+            event.peak_bytes, event.utilization_percent, event.seconds
+        )
+        while len(footprints) > MOST_SHAPES:
+            del footprints[next(iter(footprints))]  # of what was learned longest ago
     state.meters.pop(event.run, None)
 
 

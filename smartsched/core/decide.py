@@ -94,6 +94,7 @@ def decide(state: State, now: Timestamp) -> Decision:
     else:
         _place_queued_jobs(state, now, decision, released)
         _give_up_waiting(state, now, decision)
+        _halt_if_nobody_comes(state, now, decision)
     decision.waiting = _why_nothing_is_asked_for(state) or decision.waiting
     for ended in state.ended.values():
         decision.wake_after(now, blame_ends_at(ended))
@@ -362,6 +363,16 @@ def _wake_for_tries(state: State, now: Timestamp, decision: Decision) -> None:
 def _halt_if_all_fail(state: State, now: Timestamp, decision: Decision) -> None:
     if (why := why_all_fail(state)) is not None:
         decision.events.append(Halted(now, why, stop=False))
+        decision.wake_by(now)
+
+
+def _halt_if_nobody_comes(state: State, now: Timestamp, decision: Decision) -> None:
+    """There are no hosts and there will be none: to wait for them would be to wait for ever."""
+    pilots = state.pilots
+    if pilots is None or not pilots.hopeless or not (state.queue or state.input_open):
+        return
+    if not state.runs and not any(host.here for host in state.hosts.values()):
+        decision.events.append(Halted(now, pilots.hopeless, stop=False))
         decision.wake_by(now)
 
 

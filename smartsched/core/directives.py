@@ -22,12 +22,12 @@ _NONE = Wishes()
 
 # The parts of a line of shell text as far as it takes to tell a comment from any other "#": that
 # is one only where a word could begin, not in quotes, behind a backslash or in "${x#y}" (POSIX.1,
-# Shell Command Language, 2.3 Token Recognition).
+# Shell Command Language, 2.3 Token Recognition). Nothing is tried twice: a command may be long.
 _PART = re.compile(
     r"""(?:\A|[ \t\n;&|()<>]+)(?P<comment>\#[^\n]*)
       | [ \t\n;&|()<>]+
       | '[^']*'?
-      | "(?:[^"\\]|\\.)*"?
+      | "(?:[^"\\]++|\\.)*+"?
       | `[^`]*`?
       | \\.?
       | \$\{[^}]*\}?
@@ -36,7 +36,7 @@ _PART = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _DIRECTIVE = re.compile(r"#[ \t]*" + _MARK)
-_MISSED = re.compile(r"#[ \t]*smartsched[ \t]*:?[ \t]*(\w+=\S*)", re.IGNORECASE)
+_MISSED = re.compile(r"#[ \t]*smartsched[ \t]*+:?[ \t]*+(\w+=\S*)", re.IGNORECASE)
 _BETWEEN = re.compile(r"[\s,]+")
 _PRIORITY = re.compile(r"[+-]?\d{1,7}", re.ASCII)
 _NAME = re.compile(r"\w[\w.+:@/=-]*")
@@ -60,8 +60,9 @@ def _check_is_not_meant(command: str) -> None:
         return  # nearly always
     for part in _PART.finditer(command):
         if part["comment"] and (missed := _MISSED.match(part["comment"])):
+            wish = words.shortened(missed[1], _LONGEST_VALUE)
             raise UsageError(
-                f"{_quoted(missed[0])} is no wish as it is written: make it # {_MARK} {missed[1]}"
+                f"{_quoted(missed[0])} is no wish as it is written: make it # {_MARK} {wish}"
             )
 
 

@@ -305,7 +305,7 @@ class GpuWithheld:
 
 @dataclass(frozen=True, slots=True)
 class Halted:
-    """Too much has failed. `stop`: what runs is stopped too."""
+    """Too much has failed, or there will be nothing to run on. `stop`: what runs is stopped too."""
 
     at: Timestamp
     why: str

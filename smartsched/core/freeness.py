@@ -249,20 +249,19 @@ def _memory_breaches(
     now: Timestamp, sample: GpuSample, use: StrangersUse, limits: Thresholds
 ) -> list[Breach]:
     breaches = []
-    who = culprits(use.processes)
     match limits.max_memory:
         case Share(limit):
             used = 100 * use.memory_bytes / sample.memory_total_bytes
             if used > limit:
                 value, bound = words.percent(used, limit), f"> {limit:g}%"
-                breaches.append(Breach(now, "memory", value, bound, who))
+                breaches.append(Breach(now, "memory", value, bound, culprits(use.processes)))
         case Size(amount):
             if use.memory_bytes > amount:
                 value, bound = words.size(use.memory_bytes), f"> {words.size(amount)}"
-                breaches.append(Breach(now, "memory", value, bound, who))
+                breaches.append(Breach(now, "memory", value, bound, culprits(use.processes)))
     if limits.min_free_bytes is not None and use.free_bytes < limits.min_free_bytes:
         value, bound = words.size(use.free_bytes), f"< {words.size(limits.min_free_bytes)}"
-        breaches.append(Breach(now, "free memory", value, bound, who))
+        breaches.append(Breach(now, "free memory", value, bound, culprits(use.processes)))
     if sample.compute_mode == "exclusive" and use.compute:
         who = culprits(use.compute)
         breaches.append(Breach(now, "compute mode", "EXCLUSIVE_PROCESS and in use", "", who))

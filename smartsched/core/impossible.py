@@ -23,8 +23,14 @@ def why_no_job_can_start(state: State) -> str | None:
 
 def _why(state: State, gpus: int, asked_bytes: int | None) -> str | None:
     """Why no GPU that comes free will ever do; None: one may."""
-    if not state.gpus or not gpus or _more_may_come(state):
+    if not gpus or _more_may_come(state):
         return None
+    if state.policy.gpus_per_pilot:
+        return _why_not_with_pilots(state, gpus)
+    return _why_not_here(state, gpus, asked_bytes) if state.gpus else None
+
+
+def _why_not_here(state: State, gpus: int, asked_bytes: int | None) -> str | None:
     there = len(state.gpus)
     if gpus > there:
         return f"it needs {gpus} GPUs, and there are {there} to choose from"
@@ -38,6 +44,17 @@ def _why(state: State, gpus: int, asked_bytes: int | None) -> str | None:
     if gpus + keep > there:
         return f"it needs {gpus} of {there} GPUs, and --leave-free keeps {keep}"
     return _why_too_large(state, gpus, asked_bytes)
+
+
+def _why_not_with_pilots(state: State, gpus: int) -> str | None:
+    """More of them may always come, but none with more GPUs than it asks for."""
+    most, of_pilots = state.policy.most_gpus.most(), state.policy.gpus_per_pilot
+    if most is not None and gpus > most:
+        return f"it needs {gpus} GPUs, and --max-gpus allows {most}"
+    there = max(Counter(key.host for key in state.gpus).values(), default=0)
+    if gpus > max(there, of_pilots):
+        return f"it needs {gpus} GPUs on one host, and a pilot has {of_pilots} (--gpus-per-pilot)"
+    return None
 
 
 def _more_may_come(state: State) -> bool:

@@ -9,10 +9,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from smartsched.core.credentials import Credentials
+from smartsched.core.forms import FLAG, INTEGER, TEXT, TIME, Form, list_of, optional
+from smartsched.core.words import shortened
 from smartsched.errors import BadMessageError
 
 VERSION = 1
 _KIND = "smartsched_join"
+_LONGEST_REASON = 200
+_LONGEST_SECONDS = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Join:
     lease_seconds: float | None  # None: runs go on whoever is out of reach
     grace_seconds: float
     patience_seconds: float  # beyond it the sampler is given up
+    warn_seconds: float = 60.0  # before a batch job's time is over, its jobs are told
 
 
 def encode(join: Join) -> bytes:
@@ -48,24 +53,53 @@ def decode(data: bytes) -> Join:
         value = json.loads(data)
         if value.get(_KIND) != VERSION:
             raise BadMessageError("it is no file for joining a run, or of another version")
-        known = {field.name: value[field.name] for field in fields(Join)}
-        known["credentials"] = Credentials(**known["credentials"])
-        for name in ("addresses", "sampler_arguments"):
-            known[name] = tuple(map(_text, known[name]))
-        return _checked(Join(**known))
+        return Join(**{f.name: _FORMS[f.name].of_json(value[f.name]) for f in fields(Join)})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BadMessageError(f"it is no file for joining a run: {error}") from error
+        why = shortened(str(error), _LONGEST_REASON)
+        raise BadMessageError(f"it is no file for joining a run: {why}") from error
 
 
-def _checked(join: Join) -> Join:
-    for name in ("version", "run_id", "run_name", "host", "directory", "other_directory", "logs"):
-        _text(getattr(join, name))
-    if join.lease_seconds is not None and not 0 < float(join.lease_seconds) < 1e9:
-        raise ValueError(f"no lease: {join.lease_seconds!r}")
-    return join
+def _credentials(value: Any) -> Credentials:
+    """What is wrong with a key is not said by showing it."""
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise TypeError("its credentials are no texts")
+    return Credentials(**{field.name: value[field.name] for field in fields(Credentials)})
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
+def _seconds(value: Any) -> float:
+    seconds: float = TIME.of_json(value)
+    if not 0 <= seconds < _LONGEST_SECONDS:
+        raise ValueError(f"{value!r} is no span of time")
+    return seconds
+
+
+def _lease(value: Any) -> float:
+    seconds = _seconds(value)
+    if seconds == 0:
+        raise ValueError(f"no lease: {value!r}")
+    return seconds
+
+
+_SECONDS = Form(float, _seconds)
+_FORMS: dict[str, Form] = {
+    "version": TEXT,
+    "run_id": TEXT,
+    "run_name": TEXT,
+    "host": TEXT,
+    "addresses": list_of(TEXT),
+    "credentials": Form(asdict, _credentials),
+    "sampler_arguments": list_of(TEXT),
+    "directory": TEXT,
+    "other_directory": TEXT,
+    "logs": TEXT,
+    "logs_mark": TEXT,
+    "sends_logs": FLAG,
+    "shell": optional(TEXT),
+    "nice": optional(INTEGER),
+    "checkpoint_signal": optional(INTEGER),
+    "claims": optional(TEXT),
+    "lease_seconds": optional(Form(float, _lease)),
+    "grace_seconds": _SECONDS,
+    "patience_seconds": _SECONDS,
+    "warn_seconds": _SECONDS,
+}

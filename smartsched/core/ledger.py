@@ -23,6 +23,17 @@ from smartsched.core.events import (
 )
 from smartsched.core.model import JobId, JobSpec
 
+# All that it wants to know of.
+KINDS = (
+    JobAccepted,
+    JobsAdded,
+    JobsRetried,
+    JobFinished,
+    JobRecalled,
+    GpuWithheld,
+    FailuresDropped,
+    ListReplaced,
+)
 _Identity = bytes
 
 

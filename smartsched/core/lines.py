@@ -57,9 +57,11 @@ class LineSplitter:
         line = line.removesuffix(b"\r")
         if not self._command:
             self._began_at = self.line_number
-        is_comment = (self._command.lstrip() or line.lstrip()).startswith(b"#")
+        is_comment = bytes(self._command[:2]) in (b"", b" ") and line.lstrip().startswith(b"#")
         if _goes_on(line) and not is_comment:
             self._command += line[:-1]
+            if self._command.isspace():
+                self._command = bytearray(b" ")  # it begins later
             self._check_length()
             return
         yield from self._finish(bytes(self._command) + line)

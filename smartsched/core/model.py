@@ -4,6 +4,7 @@ Values only. Nothing here reads a clock, a device or a file. Every GPU, run and 
 it belongs to, so that several hosts are more of the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, NewType, TypeAlias
 
@@ -161,7 +162,18 @@ class HostAway:
 
 Seen: TypeAlias = Snapshot | SamplerTrouble
 """What a sampler says."""
-Observation: TypeAlias = Seen | HostHere | HostAway
+
+
+@dataclass(frozen=True, slots=True)
+class PilotsStand:
+    """How those stand that are to bring hosts: jobs in the queue of a batch system."""
+
+    words: str  # "2 pilots run, 1 waits (Resources)"
+    may_bring: bool  # more than what is here
+    hopeless: str  # why no host is to be had by them or otherwise; "": one may be
+
+
+Observation: TypeAlias = Seen | HostHere | HostAway | PilotsStand
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,12 +293,35 @@ class Placement:
         return f"without a GPU on {self.elsewhere}" if self.elsewhere else "without a GPU"
 
 
-@dataclass(frozen=True, slots=True)
 class Wait:
     """Why nothing is placed now, in words a user can act on."""
 
-    why: str
-    lacks_gpus: bool = False  # why each of those that are not to be had is not is worth a word, too
+    __match_args__ = ("why", "lacks_gpus")
+    __slots__ = ("_why", "lacks_gpus")
+
+    def __init__(self, why: str | Callable[[], str], lacks_gpus: bool = False) -> None:
+        """`why`: or what finds the words, as things stand when somebody wants to know: while all
+        GPUs are at work nobody does, and that is when it is asked most often. `lacks_gpus`: why
+        each of those that are not to be had is not is worth a word, too."""
+        self._why = why
+        self.lacks_gpus = lacks_gpus
+
+    @property
+    def why(self) -> str:
+        if not isinstance(self._why, str):
+            self._why = self._why()
+        return self._why
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Wait):
+            return NotImplemented
+        return (self.why, self.lacks_gpus) == (other.why, other.lacks_gpus)
+
+    def __hash__(self) -> int:
+        return hash((self.why, self.lacks_gpus))
+
+    def __repr__(self) -> str:
+        return f"Wait({self.why!r}, lacks_gpus={self.lacks_gpus})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ Slurm has lost sight of: nothing here is proof that a job has ended.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from smartsched.core import words
+from smartsched.core import slurm, words
 from smartsched.core.model import Timestamp
 from smartsched.core.pilot_news import (
     Answers,
@@ -31,6 +31,8 @@ SURPLUS_SECONDS = 30.0
 IDLE_SECONDS = 300.0
 # How long a pilot that was told to end may take.
 ENDING_PATIENCE_SECONDS = 120.0
+# An agent that was told to end, and is out of sight since, is about to be gone for so long.
+GOES_WITHIN_SECONDS = 10.0
 MOST_FAILURES = 3
 _FIRST_REFUSAL_BACKOFF_SECONDS = 30.0
 _FIRST_FAILURE_BACKOFF_SECONDS = 10.0
@@ -76,10 +78,20 @@ class _Pilot:
     phase: Phase = "waits"
     reason: str = ""
     ends_at: Timestamp | None = None
+    warn_seconds: float = 0.0  # before that, it takes no more work
     has_joined: bool = False
+    has_worked: bool = False
     idle_since: Timestamp | None = None  # None: it works, or is not there
     told_at: Timestamp | None = None  # when it was told to end; None: it was not
+    takes_no_work: bool = False  # its agent says so
+    was_in_vain: bool = False  # it was told though there was work, and has done none
     given_up: bool = False  # it was withdrawn or cancelled
+
+    @property
+    def has_failed(self) -> bool:
+        """If it ends now."""
+        was_dismissed = self.told_at is not None and not self.was_in_vain
+        return not (self.has_worked or self.given_up or was_dismissed)
 
 
 class Pilots:
@@ -100,8 +112,8 @@ class Pilots:
         self._not_before: Timestamp = float("-inf")
         self._refusals = 0  # in a row
         self._refused: str | None = None
-        self._failures = 0  # pilots in a row that never joined
-        self._any_joined = False
+        self._failures = 0  # pilots in a row that never joined, or did nothing
+        self._any_worked = False
         self._silent: str | None = None
         self.gave_up: str | None = None  # why none is submitted any more; None: they are
 
@@ -122,13 +134,12 @@ class Pilots:
             case Ended(pilot, how):
                 self._bury(pilot, how, now)
             case Waits() | Runs() | Ends() if news.pilot in self._pilots:
-                _note(self._pilots[news.pilot], news)
+                self._note(self._pilots[news.pilot], news, now)
             case _:
                 pass
 
     def joined(self, pilot: PilotId) -> None:
         """Its agent has said so."""
-        self._any_joined, self._failures = True, 0
         if pilot in self._pilots:
             self._pilots[pilot].has_joined = True
 
@@ -145,9 +156,25 @@ class Pilots:
         known = self._pilots.get(pilot)
         return known is not None and self._is_leaving(known, now)
 
+    def has_ended(self, pilot: PilotId) -> bool:
+        """By Slurm's word; whether what ran there has ended is another question."""
+        return self._is_known and pilot not in self._pilots
+
+    def is_of_use(self, pilot: PilotId) -> bool:
+        """Whether its end is no surprise: it has done something, or there was nothing to do."""
+        known = self._pilots.get(pilot)
+        return known is None or not known.has_failed
+
     def left(self) -> int:
         """How many Slurm has, or is being given."""
         return len(self._pilots) + self._is_submitting
+
+    def may_bring_more(self) -> bool:
+        """Whether it is of interest to those who wait how pilots stand."""
+        coming = any(
+            not p.has_joined and p.phase in ("waits", "runs") for p in self._pilots.values()
+        )
+        return bool(coming or self._is_submitting or self.gave_up or self._silent or self._refused)
 
     def summary(self) -> str:
         """ "2 pilots run, 1 waits (Resources)": what there is, and why there are not more."""
@@ -167,15 +194,16 @@ class Pilots:
 
     def _bury(self, pilot: PilotId, how: str, now: Timestamp) -> None:
         known = self._pilots.pop(pilot, None)
-        if known is None or known.has_joined or known.given_up:
+        if known is None or not known.has_failed:
             return
         self._failures += 1
         self._put_off(_FIRST_FAILURE_BACKOFF_SECONDS, self._failures, now)
-        if self._failures >= MOST_FAILURES and not self._any_joined:
+        if self._failures >= MOST_FAILURES and not self._any_worked:
             number = words.count(self._failures, "pilot")
+            without = "run a job" if known.has_joined else "joined"
             self.gave_up = (
-                f"no more pilots are submitted: {number} in a row ended without having joined, the"
-                f" last one, {pilot}: {how}"
+                f"no more pilots are submitted: {number} in a row ended without having {without},"
+                f" the last one, {pilot}: {how}"
             )
 
     def _put_off(self, first: float, times: int, now: Timestamp) -> None:
@@ -187,6 +215,11 @@ class Pilots:
                 self.joined(number)
         for number, pilot in self._pilots.items():
             host = demand.joined.get(number)
+            if host is not None and host.is_ending:
+                pilot.takes_no_work = True
+            if host is not None and not host.is_idle:
+                pilot.has_worked = self._any_worked = True
+                self._failures = 0
             if host is None or not host.is_idle:
                 pilot.idle_since = None
             elif pilot.idle_since is None:
@@ -238,6 +271,7 @@ class Pilots:
                 and self._is_of_no_use(pilot, host, demand, now)
             ):
                 pilot.told_at = now
+                pilot.was_in_vain = bool(demand.needs) and not pilot.has_worked
         return tuple(
             number
             for number, pilot in self._pilots.items()
@@ -263,7 +297,8 @@ class Pilots:
                 and now >= pilot.told_at + ENDING_PATIENCE_SECONDS
                 and (number not in demand.joined or pilot.idle_since is not None)
             )
-            is_left_over = demand.is_over and number not in demand.joined
+            goes = pilot.told_at is not None and now < pilot.told_at + GOES_WITHIN_SECONDS
+            is_left_over = demand.is_over and number not in demand.joined and not goes
             is_there = pilot.phase == "runs" and not pilot.given_up
             if is_there and (is_stuck or is_left_over):
                 chosen.append(number)
@@ -283,8 +318,8 @@ class Pilots:
         return not pilot.has_joined and not self._is_leaving(pilot, now)
 
     def _is_leaving(self, pilot: _Pilot, now: Timestamp) -> bool:
-        is_near = pilot.ends_at is not None and now >= pilot.ends_at - self._warn_seconds
-        is_told = pilot.told_at is not None or pilot.given_up
+        is_near = pilot.ends_at is not None and now >= pilot.ends_at - pilot.warn_seconds
+        is_told = pilot.told_at is not None or pilot.given_up or pilot.takes_no_work
         return is_near or is_told or pilot.phase in ("ends", "ended")
 
     def _wake_at(self, wanted: int, now: Timestamp) -> Timestamp:
@@ -293,24 +328,26 @@ class Pilots:
             times.append(self._surplus_since + SURPLUS_SECONDS)
         for pilot in self._pilots.values():
             if pilot.ends_at is not None:
-                times.append(pilot.ends_at - self._warn_seconds)
+                times.append(pilot.ends_at - pilot.warn_seconds)
             if pilot.idle_since is not None:
                 times.append(pilot.idle_since + IDLE_SECONDS)
             if pilot.told_at is not None:
                 times.append(pilot.told_at + ENDING_PATIENCE_SECONDS)
         return min((at for at in times if at > now), default=float("inf"))
 
-
-def _note(pilot: _Pilot, news: Waits | Runs | Ends) -> None:
-    match news:
-        case Waits(reason=reason):
-            pilot.phase, pilot.reason = "waits", reason
-        case Runs(ends_at=ends_at):
-            if pilot.phase == "waits":
-                pilot.given_up = False  # it had begun before it could be withdrawn
-            pilot.phase, pilot.reason, pilot.ends_at = "runs", "", ends_at
-        case Ends():
-            pilot.phase = "ends"
+    def _note(self, pilot: _Pilot, news: Waits | Runs | Ends, now: Timestamp) -> None:
+        match news:
+            case Waits(reason=reason):
+                pilot.phase, pilot.reason = "waits", reason
+            case Runs(ends_at=ends_at):
+                if pilot.phase == "waits":
+                    pilot.given_up = False  # it had begun before it could be withdrawn
+                if pilot.ends_at is None and ends_at is not None:
+                    left = max(ends_at - now, 0.0)
+                    pilot.warn_seconds = slurm.warn_seconds(self._warn_seconds, left)
+                pilot.phase, pilot.reason, pilot.ends_at = "runs", "", ends_at
+            case Ends():
+                pilot.phase = "ends"
 
 
 def _pilots_for(needs: Sequence[int], open_gpus: Sequence[int], gpus: int, most: int) -> int:

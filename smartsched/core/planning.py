@@ -166,7 +166,7 @@ class _Planner:
     def _why_nothing_goes(self) -> Wait:
         if self._budget.runs < 1:
             return Wait("as many jobs run as --jobs allows")
-        return self.made.waiting or Wait(self._why_none_is_free() or NONE_LEFT)
+        return self.made.waiting or Wait(lambda: self._why_none_is_free() or NONE_LEFT)
 
     def _explained(self, wait: Wait, job: Job, need: Need, allowed: Sequence[Offer]) -> Wait:
         """What the first job that waits has to wait for, and what is kept for it until then."""

@@ -46,6 +46,7 @@ class Policy:
     yield_grace_seconds: float = 2.0  # between asking a run to give way and killing it
     spans_hosts: bool = False  # GPUs are called by their hosts' names, too
     hosts_may_come: bool = False  # others than those that were named: nothing is impossible
+    gpus_per_pilot: int = 0  # hosts with so many may come as pilots; 0: none may
     oom_retries: int = 2  # further attempts of jobs that ran out of memory beside others of ours
 
     @property

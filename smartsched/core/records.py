@@ -12,6 +12,7 @@ import json
 import typing
 import zlib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from smartsched.core import events
@@ -37,7 +38,9 @@ from smartsched.core.model import Outcome, RequeueReason, StopReason
 from smartsched.errors import JournalDamagedError
 
 VERSION = 1
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each record
 _CRC = b',"crc":"'
+_NAME_WITHIN_BYTES = 120
 _CRC_BYTES = len(_CRC) + 8 + len(b'"}')
 
 
@@ -170,6 +173,11 @@ _TABLE: _Table = {
     ),
 }
 _NAMES = {kind: name for name, (kind, _) in _TABLE.items()}
+# By name: what makes the event, and its fields in the order in which that takes them.
+_READERS = {
+    name: (kind, [(each.name, forms[each.name].of_json) for each in fields(kind)])
+    for name, (kind, forms) in _TABLE.items()
+}
 
 
 def as_object(event: Event) -> dict[str, Any]:
@@ -187,7 +195,7 @@ def encode(event: Event, seq: int) -> bytes:
     if isinstance(event, events.RunBegan):
         record["smartsched_journal"] = VERSION
     record |= as_object(event)
-    body = json.dumps(record, separators=(",", ":")).encode()[:-1]
+    body = _ENCODER.encode(record).encode()[:-1]
     return b'%s%s%08x"}\n' % (body, _CRC, zlib.crc32(body))
 
 
@@ -198,7 +206,7 @@ def decode_line(line: bytes, seq: int) -> Event:
     if crc != b'%s%08x"}' % (_CRC, zlib.crc32(body)):
         raise JournalDamagedError("its checksum does not match")
     try:
-        record = json.loads(body + b"}")
+        record = json.loads(str(body, "utf-8") + "}")
         if record["seq"] != seq:
             raise JournalDamagedError(f"it is record {record['seq']}, not {seq}: some are missing")
         _check_version(record, first=seq == 1)
@@ -220,10 +228,21 @@ def _check_version(record: Mapping[str, Any], *, first: bool) -> None:
 
 def event_of(record: Mapping[str, Any]) -> Event:
     """What `as_object` was made of. Raises what forms do."""
-    kind, forms = _TABLE[record["event"]]
-    values = {}
-    for name, form in forms.items():
-        if name in record:
-            values[name] = form.of_json(record[name])
-    event: Event = kind(**values)
+    kind, readers = _READERS[record["event"]]
+    event: Event
+    if all(name in record for name, _ in readers):
+        event = kind(*[of_json(record[name]) for name, of_json in readers])
+    else:
+        event = kind(**{n: of_json(record[n]) for n, of_json in readers if n in record})
     return event
+
+
+def name_of(kind: type[Event]) -> bytes:
+    """Under which a journal has this kind of event."""
+    return _NAMES[kind].encode()
+
+
+def name_in(line: bytes) -> bytes:
+    """Of the event in a line; b"": it is none of ours. Nothing else is looked at."""
+    _, _, rest = line[:_NAME_WITHIN_BYTES].partition(b'"event":"')
+    return rest.partition(b'"')[0]

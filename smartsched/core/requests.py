@@ -19,11 +19,13 @@ from typing import Any, TypeAlias
 
 from smartsched.core.lines import spec_of
 from smartsched.core.model import BadLine, JobSpec
+from smartsched.core.words import shortened
 from smartsched.errors import UsageError
 
 VERSION = 1
 # A list that is longer is given in several requests.
 MOST_COMMANDS = 1000
+_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ def request_of(id: str, text: bytes) -> Request:  # noqa: A002  # it is what the
     except UsageError as error:
         return Unusable(id, str(error))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return Unusable(id, f"it is no whole request: {type(error).__name__}: {error}")
+        why = shortened(f"{type(error).__name__}: {error}", _LONGEST_REASON)
+        return Unusable(id, f"it is no whole request: {why}")
 
 
 def _request(  # noqa: C901, PLR0911  # a table: one case a verb
@@ -124,12 +127,12 @@ def _request(  # noqa: C901, PLR0911  # a table: one case a verb
         case "status":
             return Ask(id)
         case other:
-            return Unusable(id, f"there is no verb {other!r}")
+            return Unusable(id, f"there is no verb {shortened(repr(other), _LONGEST_REASON)}")
 
 
 def _specs(commands: Any, directory: str) -> tuple[JobSpec, ...]:
     specs = []
-    for command, source in commands:
+    for command, source in map(_list, _list(commands)):
         spec = spec_of(_text(command), _text(source), directory)
         if isinstance(spec, BadLine):
             raise UsageError(f"{spec.source}: {spec.why}")
@@ -147,4 +150,11 @@ def _text(value: Any) -> str:
 
 
 def _texts(values: Any) -> tuple[str, ...]:
-    return tuple(_text(value) for value in values)
+    return tuple(_text(value) for value in _list(values))
+
+
+def _list(value: Any) -> list[Any]:
+    """Of a text one could go through the letters: "12" is not the jobs 1 and 2."""
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value

@@ -68,14 +68,14 @@ def parse_ids(text: str) -> tuple[GpuId, ...]:
 
     Raises UsageError for what is none of these and for an id given twice.
     """
-    ids: list[GpuId] = []
+    ids: dict[GpuId, None] = {}  # in order
     for part in filter(None, (part.strip() for part in text.split(","))):
-        ids.extend(_parse_part(part))
+        for gpu_id in _parse_part(part):
+            if gpu_id in ids:
+                raise UsageError(f"names GPU {gpu_id} twice: once is enough")
+            ids[gpu_id] = None
     if not ids:
         raise UsageError("names no GPU: give ids such as 0,2-3 or GPU-8f6a…")
-    for position, gpu_id in enumerate(ids):
-        if gpu_id in ids[:position]:
-            raise UsageError(f"names GPU {gpu_id} twice: once is enough")
     return tuple(ids)
 
 

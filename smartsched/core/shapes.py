@@ -33,7 +33,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _SPECIAL = re.compile(r"""['"\\`$]""")
-_QUOTED = re.compile(r"""'([^']*)'?|"((?:[^"\\]|\\.)*)"?|\\(.?)""", re.DOTALL)
+_QUOTED = re.compile(r"""'([^']*)'?|"((?:[^"\\]++|\\.)*+)"?|\\(.?)""", re.DOTALL)
 _EXPANSION = re.compile(r"`[^`]*`?|\$(?:\([^()]*\)|\{[^}]*\}?|\w+|[@*#?!$-])?")
 _LITERAL = re.compile(r"""(?!\#)[^\s'"\\;&|()<>`$]+""")
 _NEGATIVE = re.compile(r"-\.?\d")

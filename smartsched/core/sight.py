@@ -20,6 +20,7 @@ from smartsched.core.model import (
     HostHere,
     HostName,
     Observation,
+    PilotsStand,
     SamplerTrouble,
     Snapshot,
     Timestamp,
@@ -38,6 +39,8 @@ def see(state: State, observation: Observation, now: Timestamp) -> None:
             state.hosts[host] = Host(node, cores, leaves, since=since)
         case HostAway():
             _lose_sight(state, observation)
+        case PilotsStand():
+            state.pilots = observation
         case Snapshot():
             _see_gpus(state, observation, now)
         case _:

@@ -15,6 +15,8 @@ PilotId = NewType("PilotId", str)
 Phase: TypeAlias = Literal["waits", "runs", "ends", "ended"]
 
 WARNING_SIGNAL = "USR2"
+# For saving and ending, at the most: the rest of it is for work.
+MOST_OF_ITS_TIME = 0.25
 JOBS_FORMAT = "%A|%T|%L|%N|%r"
 # Slurm keeps it in 16 bits.
 _LONGEST_WARNING_SECONDS = 65535
@@ -27,6 +29,9 @@ _OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL",
     "OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT",
 }  # fmt: skip
+_LIMIT = re.compile(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", re.ASCII)
+_NUMBER_OF_GPUS = re.compile(r"(?:^|[:=])(\d+)(?:\(\S*\))?$", re.ASCII)
+_SAFE = re.compile(r"[\w./+@%:,=~ -]+", re.ASCII)
 _LEFT = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", re.ASCII)
 _SUBMITTED = re.compile(r"^(\d+)(?:;\S*)?$", re.ASCII | re.MULTILINE)
 _NOISE = re.compile(
@@ -111,6 +116,43 @@ def names_gpus(options: Sequence[str], environment: Mapping[bytes, bytes]) -> bo
     return asks or not _GPU_VARIABLES.isdisjoint(environment)
 
 
+def gpus_named(options: Sequence[str], environment: Mapping[bytes, bytes]) -> int | None:
+    """How many GPUs a pilot has, if the user says that himself; None: he does not, or not so that
+    it could be told."""
+    given = [v for long, short in _GPU_OPTIONS.items() for v in _values(options, long, short)]
+    given += [value for value in _values(options, "gres", "") if "gpu" in value]
+    given = given or [
+        environment[name].decode("ascii", "replace")
+        for name in sorted((_GPU_VARIABLES | {b"SBATCH_GRES"}) & environment.keys())
+    ]
+    parts = [part for part in (given[-1].split(",") if given else ()) if _names_gpus(part)]
+    found = [_NUMBER_OF_GPUS.search(part) for part in parts]
+    return sum(int(number[1]) if number else 1 for number in found) or None
+
+
+def time_limit_seconds(options: Sequence[str], environment: Mapping[bytes, bytes]) -> float | None:
+    """Of a pilot, as the user gave it; None: he gave none, or none that can be told."""
+    inherited = environment.get(b"SBATCH_TIMELIMIT", b"").decode("ascii", "replace")
+    text = (_values(options, "time", "t") or [inherited])[-1]
+    found = _LIMIT.fullmatch(text)
+    if found is None:
+        return None
+    days, numbers = found[1], [int(part) for part in found[2].split(":")]
+    if days:  # days-hours:minutes:seconds
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:  # minutes, minutes:seconds
+        hours, minutes, seconds = (0, *numbers, 0)[:3]
+    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds) or None
+
+
+def warn_seconds(wanted: float, limit: float | None) -> float:
+    """How long before a pilot's time is over its jobs are told; `limit`: of its time. A pilot of a
+    short time is warned later, or it would never be of use."""
+    return wanted if limit is None else min(wanted, MOST_OF_ITS_TIME * limit)
+
+
 def sbatch_arguments(
     options: Sequence[str],
     environment: Mapping[bytes, bytes],
@@ -137,14 +179,14 @@ def sbatch_arguments(
     ]
 
 
-def script(command: str) -> str:
-    """What a pilot runs. The command should `exec` the agent, so that signals reach it."""
-    return f"""\
-#!/bin/bash
-# Until the agent listens, this signal must not end it. No shell can undo that; Python can.
-trap '' {WARNING_SIGNAL}
-{command}
-"""
+def script(command: str, arguments: str) -> str:
+    """What a pilot runs: `command` is a line of a shell, to which the arguments are added. Slurm's
+    warning goes to this process alone: to the agent, where it can take the place of the shell. Else
+    the shell lives until the agent has ended, and the dispatcher warns it."""
+    if _is_one_program(command):
+        # until the agent listens, it must not end it: no shell can undo that, but Python can
+        return f"#!/bin/bash\ntrap '' {WARNING_SIGNAL}\nexec {command} {arguments}\n"
+    return f"#!/bin/bash\ntrap : TERM {WARNING_SIGNAL}\n{command} {arguments}\n"
 
 
 def squeue_arguments(name: str, user_id: int) -> list[str]:
@@ -226,6 +268,18 @@ def _gpus(
     if any(_values(options, "gres", "")):
         return [f"--gpus-per-node={gpus_per_pilot}"]
     return [f"--gres=gpu:{gpus_per_pilot}"]
+
+
+def _is_one_program(command: str) -> bool:
+    """Whether nothing but a program is run, with words that a shell does not change."""
+    first, *_ = command.split() or [""]
+    is_builtin = first in ("source", ".", "eval", "exec", "module", "conda")
+    return _SAFE.fullmatch(command) is not None and "=" not in first and not is_builtin
+
+
+def _names_gpus(part: str) -> bool:
+    """ "4", "a100:4" of --gpus; "gpu:a100:4" of --gres, beside other things."""
+    return "gpu" in part or not any(part.startswith(other) for other in ("shard", "mps", "nvme"))
 
 
 def _job(number: str, state: str, left: str, node: str, reason: str) -> SlurmJob:

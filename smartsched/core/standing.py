@@ -105,7 +105,7 @@ def why_none_is_free(
     """One clause a GPU, those that say the same together; of GPUs where runs of ours are, nothing
     as long as there are others. `otherwise`: why those are not given away that could be."""
     if not state.gpus and state.policy.spans_hosts:
-        return " · ".join(unseen_hosts(state)) or "no host is here yet"
+        return " · ".join([*unseen_hosts(state), *_pilots(state)]) or "no host is here yet"
     if not state.gpus:
         trouble = next(iter(state.troubles.values()), None)
         return trouble.why if trouble is not None else "the GPUs have not been read yet"
@@ -118,7 +118,14 @@ def why_none_is_free(
         name = label(watch.latest, with_host=state.policy.spans_hosts)
         reasons.setdefault(why, []).append(name)
     clauses = [f"GPU {','.join(gpus)}: {why}" for why, gpus in reasons.items() if why]
-    return " · ".join([*clauses, *unseen_hosts(state)])
+    return " · ".join([*clauses, *unseen_hosts(state), *_pilots(state)])
+
+
+def _pilots(state: State) -> list[str]:
+    """What is to be said of them where somebody waits for GPUs."""
+    pilots = state.pilots
+    is_of_interest = pilots is not None and (pilots.may_bring or not state.gpus)
+    return [f"Slurm: {pilots.words}"] if pilots is not None and is_of_interest else []
 
 
 def unseen_hosts(state: State) -> list[str]:

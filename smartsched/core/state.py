@@ -23,6 +23,7 @@ from smartsched.core.model import (
     Job,
     JobId,
     Lingering,
+    PilotsStand,
     Position,
     Run,
     RunKey,
@@ -137,8 +138,11 @@ class State:
     out_of_reach: dict[HostName, frozenset[int]] = field(default_factory=dict)
     troubles: dict[HostName, SamplerTrouble] = field(default_factory=dict)
     hosts: dict[HostName, Host] = field(default_factory=dict)  # that were here; a box has none
+    pilots: PilotsStand | None = None  # None: there are none
     meters: dict[RunKey, Meter] = field(default_factory=dict)
-    footprints: dict[str, Footprint] = field(default_factory=dict)  # by command shape
+    # By command shape: what this run has learned, and that with what earlier ones had.
+    learned: dict[str, Footprint] = field(default_factory=dict)
+    footprints: dict[str, Footprint] = field(default_factory=dict)
     # Of the GPUs, what dispatchers tell each other: ours, and whose they are as far as we know.
     claimed: dict[GpuKey, Timestamp] = field(default_factory=dict)
     refused: dict[GpuKey, Refusal] = field(default_factory=dict)
@@ -185,6 +189,23 @@ def unsettled(state: State) -> set[JobId]:
     """Jobs of which a run goes on, or has ended while nobody has decided what comes of it."""
     going = {key.job for key, run in state.runs.items() if not isinstance(run.status, Lingering)}
     return going | {key.job for key in state.ended}
+
+
+def over(state: State, attempts: Collection[RunKey]) -> set[RunKey]:
+    """Of these, the attempts that had been placed and have ended. Of jobs that are not known here
+    any more, all have."""
+    jobs = [*state.queue, *state.interrupted, *state.set_aside.values(), *state.dropped.values()]
+    jobs += [each.job for each in state.given_up.values()]
+    jobs += [run.job for run in state.runs.values()]
+    jobs += [ended.job for ended in state.ended.values()]
+    placed = {job.id: job.attempts for job in jobs}
+    return {
+        run
+        for run in attempts
+        if run not in state.runs
+        and run.job <= state.totals.accepted
+        and run.attempt <= placed.get(run.job, run.attempt)
+    }
 
 
 def give_up(state: State, given_up: GivenUp) -> None:

@@ -52,6 +52,7 @@ def status(state: State, waiting: Wait | None, now: Timestamp) -> Mapping[str, A
         "hosts": [_host(state, name) for name in sorted({*state.hosts, *state.troubles})]
         if state.policy.spans_hosts
         else [],
+        "pilots": None if state.pilots is None else state.pilots.words,
         "gpus": [
             {
                 "gpu": row.label,

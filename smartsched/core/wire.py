@@ -174,7 +174,9 @@ _PAIR: Form = Form(list, lambda value: _pair(*exactly(list)(value)))
 _GPUS = list_of(GPU)
 _ASKED: Form = Form(
     lambda pairs: [[list(gpu), size] for gpu, size in pairs],
-    lambda pairs: tuple((GPU.of_json(gpu), COUNT.of_json(size)) for gpu, size in pairs),
+    lambda pairs: tuple(
+        (GPU.of_json(gpu), COUNT.of_json(size)) for gpu, size in exactly(list)(pairs)
+    ),
 )
 
 
@@ -225,9 +227,9 @@ def _order_of_json(value: Any) -> Order:  # noqa: C901, PLR0911  # a table
         case {"release": gpus}:
             return Release(_GPUS.of_json(gpus))
         case {"look": gpus}:
-            return Look(tuple(GpuUuid(TEXT.of_json(gpu)) for gpu in gpus))
+            return Look(tuple(GpuUuid(TEXT.of_json(gpu)) for gpu in exactly(list)(gpus)))
         case {"expect": runs}:
-            return Expect(tuple(_run_of_json(run) for run in runs))
+            return Expect(tuple(_run_of_json(run) for run in exactly(list)(runs)))
         case {"fetched": run, "bytes": size}:
             return Fetched(RUN.of_json(run), COUNT.of_json(size))
         case {"leave": True}:
@@ -316,11 +318,11 @@ def _answer_to_json(answer: ClaimAnswer) -> dict[str, Any]:
 def _answer_of_json(value: Any, host: HostName) -> ClaimAnswer:
     at, gpus = TIME.of_json(value["at"]), _GPUS.of_json(value["gpus"])
     others = None if value["others"] is None else _claimed_of_json(value["others"])
-    if any(gpu.host != host for gpu in gpus):
+    why = _claimed_of_json(value["why"]) if "why" in value else None
+    named = [*gpus, *(gpu for gpu, _ in (*(others or ()), *(why or ())))]
+    if any(gpu.host != host for gpu in named):
         raise ValueError(f"a claim of another host than {host}")
-    if "why" in value:
-        return ClaimRefused(at, gpus, _claimed_of_json(value["why"]), others)
-    return ClaimGranted(at, gpus, others)
+    return ClaimGranted(at, gpus, others) if why is None else ClaimRefused(at, gpus, why, others)
 
 
 def _claimed_to_json(claimed: Claimed) -> list[Any]:

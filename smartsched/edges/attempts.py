@@ -1,13 +1,19 @@
-"""A folder for each attempt at a job: what has to outlive the dispatcher while the attempt does.
+"""A record for each attempt at a job: what has to outlive the dispatcher while the attempt does.
 
-It holds `record`, and `script` for commands too long for an argument. The record is made by the
-attempt itself, exclusively, as the first thing it does, and holds the pid of its wrapper; when its
-command has ended, the wrapper adds the status. So whoever makes the record first decides: a
-dispatcher that makes it for an attempt that its predecessor may just have launched, revokes it.
+It is made by the attempt itself, exclusively, as the first thing it does, and holds the pid of its
+wrapper; when its command has ended, the wrapper adds the status. So whoever makes the record first
+decides: a dispatcher that makes it for an attempt that its predecessor may just have launched,
+revokes it. What was revoked stays so while the run's folder is there, since nobody knows when a
+wrapper comes that is late. Beside a record lies the script of a command too long for an argument.
+
+Earlier versions gave each attempt a folder of that name, with `record` and `script` in it: those
+are still read, and in the way of whoever would begin such an attempt once more.
 """
 
+import errno
 import os
 import re
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +22,8 @@ from smartsched.core.model import JobId, RunKey
 
 # What a wrapper says when it could not make its record: then nothing was started either.
 NO_RECORD = 125
-RECORD, SCRIPT = "record", "script"
+_SCRIPT = ".script"  # behind the name of the record
+_IN_FOLDER = "record", "script"  # of earlier versions
 # A line with the status may be cut short, as long as the one with the pid is not.
 _FORM = re.compile(rb"(\d{1,10})\n(?:exit (\d{1,3})\n|[^\n]*)", re.ASCII)
 _REVOKED = b"revoked\n"
@@ -67,32 +74,36 @@ class Attempts:
     """Below the run's folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = str(folder)
+        self._plain: set[RunKey] = set()  # prepared, without a script, and not removed yet
 
     def record_path(self, run: RunKey) -> str:
-        return str(self._of(run) / RECORD)
+        return f"{self._folder}/{run.job:04d}.{run.attempt}"
 
     def prepare(self, run: RunKey, script: bytes | None) -> str | None:
-        """Make room for an attempt; the script's path, if it needs one. Raises FileExistsError for
+        """Before an attempt begins; the script's path, if it needs one. Raises FileExistsError for
         an attempt that has begun before, OSError when there is no room."""
-        folder = self._of(run)
+        path = self.record_path(run)
         try:
-            folder.mkdir(0o700)
-        except FileExistsError:
+            os.lstat(path)
+        except FileNotFoundError:
+            pass  # as it should be
+        else:
             if not self.revoke(run):
-                raise
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
             self.remove(run)
-            folder.mkdir(0o700)
         if script is None:
+            self._plain.add(run)
             return None
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE_FLAGS
-        with open(os.open(folder / SCRIPT, flags, 0o600), "wb") as file:
+        with suppress(FileNotFoundError):
+            os.unlink(path + _SCRIPT)
+        with open(_open_new(path + _SCRIPT), "wb") as file:
             file.write(script + b"\n")
-        return str(folder / SCRIPT)
+        return path + _SCRIPT
 
     def read(self, run: RunKey) -> AttemptRecord | None:
         """None: the attempt has not begun."""
-        data, changed_at = self._read(run)
+        data, changed_at = _read(self._where(run))
         if data is None:
             return None
         found = _FORM.fullmatch(data)
@@ -103,59 +114,69 @@ class Attempts:
 
     def revoke(self, run: RunKey) -> bool:
         """Whether it had not begun; then it never will. Raises OSError if that cannot be said."""
-        with suppress(FileExistsError):
-            self._of(run).mkdir(0o700)
-        folder_fd = self._open(run)
+        path = self._where(run)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE_FLAGS
-            fd = os.open(RECORD, flags, 0o600, dir_fd=folder_fd)
+            fd = _open_new(path)
         except FileExistsError:
-            return self._read(run)[0] == _REVOKED  # by a dispatcher that died then
-        finally:
-            os.close(folder_fd)
+            return _read(path)[0] == _REVOKED  # by a dispatcher that died then
         with open(fd, "wb") as record:
             record.write(_REVOKED)
         return True
 
     def remove(self, run: RunKey) -> None:
         """Of an attempt whose end is known for good."""
+        path = self.record_path(run)
         try:
-            folder_fd = self._open(run)
+            os.unlink(path)
         except OSError:
+            _remove_folder(path)  # if it is one
+        if run in self._plain:
+            self._plain.remove(run)
             return
-        for name in (RECORD, SCRIPT):
-            with suppress(OSError):
-                os.unlink(name, dir_fd=folder_fd)
-        os.close(folder_fd)
         with suppress(OSError):
-            self._of(run).rmdir()
-
-    def _read(self, run: RunKey) -> tuple[bytes | None, float]:
-        """What the record says, and since when; None: there is none."""
-        try:
-            folder_fd = self._open(run)
-        except OSError:
-            return None, 0.0
-        try:
-            fd = os.open(RECORD, os.O_RDONLY | os.O_NONBLOCK | _FILE_FLAGS, dir_fd=folder_fd)
-        except OSError:
-            return None, 0.0
-        finally:
-            os.close(folder_fd)
-        with open(fd, "rb") as record:
-            return record.read(_MOST_BYTES), os.fstat(fd).st_mtime
-
-    def _open(self, run: RunKey) -> int:
-        return os.open(self._of(run), os.O_RDONLY | os.O_DIRECTORY | _FILE_FLAGS)
+            os.unlink(path + _SCRIPT)
 
     def all(self) -> list[RunKey]:
-        """Those that have folders."""
-        found = []
+        """Those of which something is there, but for those that were revoked."""
+        found = set()
         for name in os.listdir(self._folder):
-            job, _, attempt = name.partition(".")
+            job, _, attempt = name.removesuffix(_SCRIPT).partition(".")
             if job.isdigit() and attempt.isdigit():
-                found.append(RunKey(JobId(int(job)), int(attempt)))
-        return found
+                found.add(RunKey(JobId(int(job)), int(attempt)))
+        return [run for run in found if _read(self._where(run))[0] != _REVOKED]
 
-    def _of(self, run: RunKey) -> Path:
-        return self._folder / f"{run.job:04d}.{run.attempt}"
+    def _where(self, run: RunKey) -> str:
+        """Its record."""
+        path = self.record_path(run)
+        return f"{path}/{_IN_FOLDER[0]}" if _is_folder(path) else path
+
+
+def _is_folder(path: str) -> bool:
+    """And no link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _open_new(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE_FLAGS, 0o600)
+
+
+def _read(path: str) -> tuple[bytes | None, float]:
+    """What a record says, and since when; None: there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _FILE_FLAGS)
+    except OSError:
+        return None, 0.0
+    with open(fd, "rb") as record:
+        return record.read(_MOST_BYTES), os.fstat(fd).st_mtime
+
+
+def _remove_folder(path: str) -> None:
+    if _is_folder(path):
+        for name in _IN_FOLDER:
+            with suppress(OSError):
+                os.unlink(f"{path}/{name}")
+        with suppress(OSError):
+            os.rmdir(path)

@@ -44,7 +44,7 @@ class Reader(Protocol):
 def default_folder() -> Path:
     """Root's own, and open to all. A folder below it would belong to whoever came first: he could
     lock the others out, or remove their claims."""
-    memory, otherwise = Path("/dev/shm"), Path("/tmp")  # noqa: S108
+    memory, otherwise = Path("/dev/shm"), Path("/tmp")  # noqa: S108  # see above
     try:
         mode = os.lstat(memory).st_mode
     except OSError:

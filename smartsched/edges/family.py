@@ -6,6 +6,7 @@ that nobody can slip away; elsewhere group, session and environment have to do.
 
 import ctypes
 import os
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import psutil  # takes long to import, and is needed only where somebody is left
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+_NANOSECONDS = 1_000_000_000
 
 
 class Family:
@@ -31,6 +33,9 @@ class Family:
         # A shell that exec'ed us may have left us children of its own: tee, substitutions.
         self._inherited = {(pid, _started(pid)) for pid in _children()}
         self._adopts_orphans = _adopt_orphans()
+        self._ticks_a_second = os.sysconf("SC_CLK_TCK")
+        # Whether that is the clock by which processes begin here. None: nobody has looked.
+        self._clock_tells: bool | None = None if hasattr(time, "CLOCK_BOOTTIME") else False
 
     def look_everywhere(self) -> None:
         """From now on runs may have processes that do not descend from this one."""
@@ -40,8 +45,22 @@ class Family:
         # A tmux that was started in a job carries its tag, and we may have been started there.
         self._not_theirs = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
 
-    def identify(self, pid: int) -> ProcessId:
-        return ProcessId(pid, _start_ticks(pid), _boot())
+    def ticks(self) -> int:
+        """The time as /proc has it of a process that begins now."""
+        if self._clock_tells is False:
+            return -1
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) * self._ticks_a_second // _NANOSECONDS
+
+    def identify(self, pid: int, not_before: int = -1) -> ProcessId:
+        """A living one, or a child of ours. `not_before`: `ticks`, just before it was started. If
+        they are the same by now it began then, and /proc need not be asked: that waits until the
+        child is done with its exec, which is often longer than all else that a start takes."""
+        if self._clock_tells and not_before == self.ticks():
+            return ProcessId(pid, not_before, _boot())
+        found = _start_ticks(pid)
+        if self._clock_tells is None and not_before == self.ticks():
+            self._clock_tells = found == not_before
+        return ProcessId(pid, found, _boot())
 
     def lives(self, process: ProcessId) -> bool:
         """Whether just this process still runs; a zombie does not."""
@@ -213,8 +232,8 @@ def _children() -> list[int]:
     pids: list[int] = []
     try:
         for thread in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{thread}/children", "rb") as listing:
-                pids.extend(map(int, listing.read().split()))
+            with open(f"/proc/self/task/{thread}/children", "rb", buffering=0) as listing:
+                pids.extend(map(int, listing.readall().split()))
     except OSError:
         return _children_by_scan()
     return pids

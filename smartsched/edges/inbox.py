@@ -95,13 +95,13 @@ class FileInbox:
     def _read(self, number: str) -> Request | None:
         try:
             fd = self._open_file(self._fd, number + _REQUEST, os.O_RDONLY)
+            with open(fd, "rb") as file:
+                text = file.read(_LARGEST_BYTES + 1)
         except FileNotFoundError:  # taken back
             self._taken.discard(number)
             return None
         except OSError as error:
             return Unusable(number, f"it cannot be read: {error.strerror}")
-        with open(fd, "rb") as file:
-            text = file.read(_LARGEST_BYTES + 1)
         if len(text) > _LARGEST_BYTES:
             return Unusable(number, f"it is longer than {_LARGEST_BYTES >> 20} MiB")
         return request_of(number, text)

@@ -3,12 +3,16 @@ line says."""
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 
+from smartsched.core.bookmark import NOWHERE, Mark
 from smartsched.core.events import Event
-from smartsched.core.records import decode_line, encode
+from smartsched.core.records import decode_line, encode, name_in
 from smartsched.errors import JournalDamagedError, StateError
+
+_READ_BYTES = 1 << 20
 
 
 class FileJournal:
@@ -20,6 +24,7 @@ class FileJournal:
         self._path = path
         self._size = 0
         self._seq = 0
+        self._crc = 0  # of all records
         self._has_scraps = False  # behind the last record, of a write that failed
         self.is_failing = False  # the last write came to nothing
         self.cut_off_bytes = 0  # at the end: a record that was being written when we died
@@ -29,28 +34,44 @@ class FileJournal:
         """The number of the last record."""
         return self._seq
 
-    def replay(self) -> Iterator[Event]:
+    @property
+    def mark(self) -> Mark:
+        """Behind the last record."""
+        return Mark(self._seq, self._size, self._crc)
+
+    def has_come_by(self, mark: Mark) -> bool:
+        """Whether it begins byte for byte as the journal did to which the mark was put."""
+        return has_come_by(self._fd, mark)
+
+    def replay(
+        self, after: Mark = NOWHERE, only: Collection[bytes] | None = None
+    ) -> Iterator[Event]:
         """All records; to be called, and read to its end, before anything is written.
 
-        What a crash left of a last record is cut off: it was not durable, so nothing came of it.
-        Raises JournalDamagedError for anything else that is no record, naming the line.
+        `after`: those behind a mark that it has come by; `only`: events of these names; the others
+        are passed over, whole or not. What a crash left of a last record is cut off: it was not
+        durable, so nothing came of it. Raises JournalDamagedError for anything else that is no
+        record, naming the line.
         """
-        self._size = self._seq = 0
+        self._seq, self._size, self._crc = after
         size = os.fstat(self._fd).st_size
         with open(os.dup(self._fd), "rb") as journal:
-            journal.seek(0)
+            journal.seek(self._size)
             for line in journal:
                 if not line.endswith(b"\n"):
                     break
-                yield self._decode(line)
+                self._seq += 1
+                if only is None or name_in(line) in only:
+                    yield self._decode(line)
                 self._size += len(line)
+                self._crc = zlib.crc32(line, self._crc)
         if self._size == 0:
             raise JournalDamagedError(
                 f"{self._path} holds no whole record: there is nothing to go on with; begin anew"
                 " with the list, and delete that folder"
             )
-        self.cut_off_bytes = size - self._size
-        if self.cut_off_bytes:
+        if size > self._size:
+            self.cut_off_bytes = size - self._size
             os.ftruncate(self._fd, self._size)
 
     def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
@@ -76,6 +97,7 @@ class FileJournal:
             return f"cannot write {self._path}: {error.strerror}"
         self._size += len(data)
         self._seq += len(events)
+        self._crc = zlib.crc32(data, self._crc)
         self.is_failing = False
         return None
 
@@ -99,7 +121,6 @@ class FileJournal:
             self._has_scraps = False
 
     def _decode(self, line: bytes) -> Event:
-        self._seq += 1
         try:
             return decode_line(line.removesuffix(b"\n"), self._seq)
         except JournalDamagedError as error:
@@ -111,11 +132,24 @@ class FileJournal:
             ) from error
 
 
-def read_journal(fd: int, path: str) -> Iterator[Event]:
-    """All whole records of a journal that somebody else may be writing; closes `fd`. Raises
-    JournalDamagedError for what is no record, naming the line."""
+def has_come_by(fd: int, mark: Mark) -> bool:
+    """Whether this journal begins byte for byte as the one did to which the mark was put."""
+    at = crc = 0
+    while at < mark.size_bytes:
+        data = os.pread(fd, min(_READ_BYTES, mark.size_bytes - at), at)
+        if not data:
+            return False
+        at += len(data)
+        crc = zlib.crc32(data, crc)
+    return crc == mark.crc
+
+
+def read_journal(fd: int, path: str, after: Mark = NOWHERE) -> Iterator[Event]:
+    """All whole records, behind a mark that it has come by, of a journal that somebody else may be
+    writing; closes `fd`. Raises JournalDamagedError for what is no record, naming the line."""
     with open(fd, "rb") as journal:
-        for number, line in enumerate(journal, start=1):
+        journal.seek(after.size_bytes)
+        for number, line in enumerate(journal, start=after.seq + 1):
             if not line.endswith(b"\n"):
                 return
             try:

@@ -46,6 +46,7 @@ from smartsched.core.model import (
     Starting,
     Stopping,
     Timestamp,
+    Wait,
 )
 from smartsched.core.selection import label
 from smartsched.core.standing import BEING_STARTED, idles
@@ -114,6 +115,7 @@ class Narrator:
         self._said_kind = ""
         self._said_postponed = ""
         self._troubles: dict[HostName, str] = {}
+        self._present: set[HostName] = set()
         self._leaving: set[HostName] = set()
         self._verdicts: dict[str, str] = {}
 
@@ -186,8 +188,9 @@ class Narrator:
             self._waiting_since = None
             self._say_why_at = float("inf")
         else:
-            why, hurry = decision.waiting.why, not state.runs
-            self._maybe_say_why(why, now, hurry=hurry, often=hurry and bool(state.queue))
+            hurry = not state.runs
+            often = hurry and bool(state.queue)
+            self._maybe_say_why(decision.waiting, now, hurry=hurry, often=often)
         if self._verbose:
             self._tell_verdicts(state, now)
         self._view.refresh(state, now)
@@ -400,15 +403,19 @@ class Narrator:
                 text = f"{why}: stopping {running}" if state.runs else f"{why}: stopping"
         self._view.line(now, text, "notice")
 
-    def _maybe_say_why(self, why: str, now: Timestamp, *, hurry: bool, often: bool) -> None:
+    def _maybe_say_why(self, wait: Wait, now: Timestamp, *, hurry: bool, often: bool) -> None:
         patience = _SAY_WHY_WAITING_AFTER_SECONDS if hurry else _SAY_WHY_IDLING_AFTER_SECONDS
         again = _SAY_WHY_WAITING_AGAIN_SECONDS if often else _SAY_WHY_IDLING_AGAIN_SECONDS
+        again_if_new = _SAY_WHAT_IS_NEW_AFTER_SECONDS if hurry else _SAY_WHY_WAITING_AGAIN_SECONDS
         if self._waiting_since is None:
             self._waiting_since = now
+        self._say_why_at = max(self._waiting_since + patience, self._said_why_at + again_if_new)
+        if now < self._say_why_at:
+            return  # whatever it is
+        why = wait.why
         kind = _DIGITS.sub("", why)
-        if kind != self._said_kind:  # something else than a number has changed
-            again = _SAY_WHAT_IS_NEW_AFTER_SECONDS if hurry else _SAY_WHY_WAITING_AGAIN_SECONDS
-        self._say_why_at = max(self._waiting_since + patience, self._said_why_at + again)
+        if kind == self._said_kind:  # nothing but numbers may have changed
+            self._say_why_at = max(self._say_why_at, self._said_why_at + again)
         if now >= self._say_why_at:
             self._said_why_at, self._said_kind = now, kind
             self._say_why_at = float("inf")  # until the next decision
@@ -423,9 +430,13 @@ class Narrator:
             self._troubles[host] = kind
         for host in [host for host in self._troubles if host not in troubles]:
             del self._troubles[host]
-            if host in state.hosts:
-                has = words.count(len([key for key in state.gpus if key.host == host]), "GPU")
-                self._say(now, f"{host} is here, with {has}", "plain")
+            self._present.discard(host)
+        self._present &= state.hosts.keys()
+        seen = state.hosts.keys() & state.cards.keys() - troubles.keys()
+        for host in sorted(seen - self._present):
+            self._present.add(host)
+            has = words.count(len([key for key in state.gpus if key.host == host]), "GPU")
+            self._say(now, f"{host} is here, with {has}", "plain")
         for name, host_now in state.hosts.items():
             if host_now.leaves and name not in self._leaving:
                 self._leaving.add(name)

@@ -54,6 +54,14 @@ def load() -> Any:
     return pynvml
 
 
+def driver_version(nvml: Any) -> str:
+    """As it calls itself: 550.54.14. Raises DriverError."""
+    try:
+        return _text(nvml.nvmlSystemGetDriverVersion())
+    except nvml.NVMLError as error:
+        raise DriverError(f"the NVIDIA driver does not say its version ({error})") from error
+
+
 def _why_no_driver(nvml: Any, error: Any) -> str:
     match error.value:
         case nvml.NVML_ERROR_LIBRARY_NOT_FOUND | nvml.NVML_ERROR_DRIVER_NOT_LOADED:

@@ -140,7 +140,14 @@ class Family(Protocol):
         """Runs may have processes that do not descend from this one."""
         ...
 
-    def identify(self, pid: int) -> ProcessId: ...
+    def ticks(self) -> int:
+        """The time, by the clock by which processes begin."""
+        ...
+
+    def identify(self, pid: int, not_before: int = -1) -> ProcessId:
+        """`not_before`: `ticks` before it was started; -1: nobody knows."""
+        ...
+
     def age_seconds(self, process: ProcessId) -> float: ...
     def may_be_reused(self, process: ProcessId) -> bool: ...
     def lives(self, process: ProcessId) -> bool: ...
@@ -219,6 +226,7 @@ class Processes:
         self, launch: Launch, script: str | None, output: list[tuple[Any, ...]], now: Timestamp
     ) -> RunLaunched | RunPostponed | RunExited:
         run = launch.run
+        not_before = self._family.ticks()
         try:
             pid = self._spawner.spawn(launch, self._attempts.record_path(run), script, output)
         except OSError as error:
@@ -226,8 +234,8 @@ class Processes:
             if error.errno in _WANTING:
                 return self._not_started(run, RunPostponed(now, run, why))
             return self._not_started(run, RunExited(now, run, NotStarted(why), leftovers=0))
+        leader = self._lead(run, self._family.identify(pid, not_before))
         self._output.opened(run, started=True)
-        leader = self._lead(run, self._family.identify(pid))
         self._by_pid[pid] = leader
         return RunLaunched(now, run, leader.process, self._output.path(run))
 
@@ -303,17 +311,18 @@ class Processes:
             leader.pidfd = None
         record = self._attempts.read(leader.run)
         if record is not None and record.status is not None:
-            leader.ending = _as_shells_say(record.status)
+            leader.ending = as_shells_say(record.status)
             leader.ended_at = record.changed_at
         else:
             leader.ending = Killed(signal.SIGKILL) if leader.may_be_killed else Lost()
         self._ended.append(leader)
 
     def written(self, events: Sequence[Event]) -> None:
-        """Only now is an attempt's record of no more use."""
+        """Only now is an attempt's record of no more use; one that revokes always is: the wrapper
+        may still be to come."""
         for event in events:
             match event:
-                case RunExited(leftovers=0) | RunCleared() | RunRevoked():
+                case RunExited(leftovers=0) | RunCleared():
                     self._attempts.remove(event.run)
                     if self._lease is not None:
                         self._lease.forget(event.run)
@@ -491,10 +500,10 @@ def _why(error: OSError) -> str:
 def _ending(status: int) -> Ending:
     if os.WIFSIGNALED(status):
         return Killed(os.WTERMSIG(status))
-    return _as_shells_say(os.WEXITSTATUS(status))
+    return as_shells_say(os.WEXITSTATUS(status))
 
 
-def _as_shells_say(status: int) -> Ending:
+def as_shells_say(status: int) -> Ending:
     """128 + the signal that ended it. A command that itself exits so means the same by it."""
     return Killed(status - 128) if status - 128 in _ENDING_SIGNALS else Exited(status)
 

@@ -17,8 +17,8 @@ from smartsched.core import codec, words
 from smartsched.core.model import (
     GpuKey,
     HostName,
-    Seen,
     SamplerTrouble,
+    Seen,
     Snapshot,
     Timestamp,
 )
@@ -30,6 +30,7 @@ ENDED = "the sampler process ended unexpectedly"
 _READ_BYTES = 1 << 16
 _LONGEST_LINE_BYTES = 16 << 20
 _STDERR_KEPT_BYTES = 4096
+_LONGEST_REASON = 200
 _FIRST_BACKOFF_SECONDS = 0.5
 _OVERSLEPT_SECONDS = 2.0
 # Without the persistence daemon the driver sets up every card first: seconds each on large boxes.
@@ -190,7 +191,8 @@ class Sampler:
                 self._hear(child, bytes(line))
             _check_length(rest)
         except BadSnapshotError as error:
-            self._give_up_on(child, f"the sampler said something unreadable: {error}")
+            why = words.shortened(str(error), _LONGEST_REASON)
+            self._give_up_on(child, f"the sampler said something unreadable: {why}")
 
     def _hear(self, child: _Child, line: bytes) -> None:
         fields = codec.parse(line)

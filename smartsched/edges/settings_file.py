@@ -15,6 +15,18 @@ from typing import Any
 from smartsched.errors import UsageError
 
 _LARGEST_BYTES = 1 << 20
+_PART = re.compile(
+    r"""\#[^\n]*
+      | \"{3}(?:[^"\\]++|\\.|"{1,2}(?!"))*+"{3,5}
+      | '{3}(?:[^']++|'{1,2}(?!'))*+'{3,5}
+      | "(?:[^"\\]++|\\.)*+"
+      | '[^']*'
+      | [\n\[\]{}]
+      | (?P<plain>[^\n\[\]{}"'\#]++)""",
+    re.VERBOSE | re.DOTALL,
+)
+# A key has one between its parts, and tomllib takes time that grows with their square.
+_MOST_DOTS_IN_A_LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +54,10 @@ def read_settings(path: Path, shown: str) -> list[Entry] | None:
         return None
     except OSError as error:
         raise UsageError(f"cannot read {shown}: {error.strerror}") from error
-    return list(_entries(text, shown))
+    try:
+        return list(_entries(text, shown))
+    except RecursionError as error:
+        raise UsageError(f"{shown} is nested deeper than any settings are: flatten it") from error
 
 
 def _read(path: Path, shown: str) -> str:
@@ -80,29 +95,60 @@ def _name_of(uid: int) -> str:
 
 
 def _entries(text: str, shown: str) -> Iterator[Entry]:
-    """tomllib does not say where a value stands. But a statement ends at the end of a line, and
-    what ends in the middle of one is no TOML: so the first lines that are TOML are a statement."""
+    """tomllib does not say where a value stands: it is asked for one statement after the other."""
     import tomllib
 
+    _check_keys(text, shown)
     try:
         tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a TOMLDecodeError, or of a number without end
         raise UsageError(_not_toml(str(error), text, shown)) from error
     table: tuple[str, ...] = ()
-    statement, first = "", 1
-    for number, line in enumerate(text.split("\n"), 1):
-        statement += line + "\n"
-        try:
-            said = tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
-            continue  # it goes on
-        if statement.lstrip().startswith("["):
+    for statement, line in _statements(text):
+        said = tomllib.loads(statement)
+        if statement.startswith("["):
             [(table, _)] = _leaves(said)
-            yield Entry(table, {}, first)
-        else:
-            for key, value in _leaves(said):
-                yield Entry((*table, *key), value, first)
-        statement, first = "", number + 1
+            yield Entry(table, {}, line)
+            continue
+        for key, value in _leaves(said):
+            if _is_beyond_toml(value):
+                raise UsageError(f"{shown}:{line}: no number is that large")
+            yield Entry((*table, *key), value, line)
+
+
+def _check_keys(text: str, shown: str) -> None:
+    dots = 0
+    for part in _PART.finditer(text):
+        dots = 0 if part[0] == "\n" else dots + (part["plain"] or "").count(".")
+        if dots > _MOST_DOTS_IN_A_LINE:
+            line = text.count("\n", 0, part.start()) + 1
+            raise UsageError(f"{shown}:{line}: no key of a setting has that many parts")
+
+
+def _statements(text: str) -> Iterator[tuple[str, int]]:
+    """Of what is known to be TOML, each with its first line: it ends at the end of a line, unless
+    that is between brackets or within a text."""
+    depth, begin, line = 0, 0, 1
+    for part in _PART.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part[0], 0)
+        if part[0] == "\n" and not depth:
+            yield text[begin : part.end()].lstrip(" \t"), line
+            line += text.count("\n", begin, part.end())
+            begin = part.end()
+    yield text[begin:].lstrip(" \t"), line
+
+
+def _is_beyond_toml(value: Any) -> bool:
+    """Its numbers have 64 bits; Python's reader takes longer ones, which cannot be shown."""
+    match value:
+        case int():
+            return abs(value) >= 2**63
+        case list():
+            return any(map(_is_beyond_toml, value))
+        case dict():
+            return any(map(_is_beyond_toml, value.values()))
+        case _:
+            return False
 
 
 def _leaves(said: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -108,8 +108,10 @@ def print_runs(rows: Sequence[RunRow], *, color: bool) -> None:
     _print(table, color=color)
 
 
-def print_hosts(hosts: Sequence[Mapping[str, Any]], join: str, *, color: bool) -> None:
-    """`join`: what adds one by hand."""
+def print_hosts(
+    hosts: Sequence[Mapping[str, Any]], pilots: str | None, join: str, *, color: bool
+) -> None:
+    """`pilots`: how they stand; None: there are none. `join`: what adds a host by hand."""
     table = _table("host", "stands", ">GPUs", ">in use", "jobs", "node", "why it is not used")
     for host in hosts:
         node = "" if host["node"] in (None, host["host"]) else host["node"]
@@ -122,8 +124,9 @@ def print_hosts(hosts: Sequence[Mapping[str, Any]], join: str, *, color: bool) -
             Text(words.printable(node)),
             Text(words.printable(host["why"]), "yellow"),
         )
-    more = Text(f"one more joins, on that host, by: {join}", "dim")
-    _print(Group(table, more), color=color)
+    lines = [] if pilots is None else [Text(f"Slurm: {words.printable(pilots)}")]
+    lines.append(Text(f"one more joins, on that host, by: {join}", "dim"))
+    _print(Group(table, *lines), color=color)
 
 
 def _status(facts: Mapping[str, Any], height: int | None = None) -> RenderableType:

@@ -5,7 +5,7 @@ over that their agent had. Only then are they taken for lost, so that no job run
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from smartsched.core import words
@@ -32,6 +32,7 @@ from smartsched.core.model import (
     HostName,
     Lingering,
     Observation,
+    PilotsStand,
     Run,
     RunKey,
     Snapshot,
@@ -42,6 +43,9 @@ from smartsched.core.offset import Offset
 from smartsched.core.state import State
 from smartsched.ports import Recruiter, Transport
 
+# Agents report every second; one whose file system hangs does not.
+_MUTE_SECONDS = 15.0
+
 
 @dataclass(slots=True)
 class Host:
@@ -49,11 +53,13 @@ class Host:
 
     name: HostName
     renewed_at: Timestamp  # no lease there was renewed later than that
+    heard_at: Timestamp = float("-inf")  # when it was last heard, or came
     hello: Hello | None = None  # of the last agent; None: none has been here
     here: bool = False
     is_announced: bool = False  # that it is here, and whether it leaves
     leaves: bool = False  # soon, and for good
     was_sent_off: bool = False  # or has said that it goes: it is not expected back
+    was_told: bool = False  # that it may go
     offset: Offset = field(default_factory=Offset)
     number: int = 0  # of the last orders to this agent
     expected_by: int = 0  # with these it was told which runs there should be
@@ -90,7 +96,7 @@ class Terms:
 class NoRecruiter:
     """Where the agent is in this process."""
 
-    def take(self, now: Timestamp) -> list[HostAway]:
+    def take(self, now: Timestamp) -> list[HostAway | PilotsStand]:
         return []
 
     def came(self, host: HostName, now: Timestamp) -> None: ...
@@ -150,16 +156,17 @@ class Hosts:
         if not host.here:
             return 0
         host.number += 1
-        message = Orders(host.number, self._now, orders, host.acknowledged, host.reported_at)
+        renewed = host.reported_at if self._only is None else None  # in this process none is late
+        message = Orders(host.number, self._now, orders, host.acknowledged, renewed)
         self._transport.send(host.name, message)
         return host.number
 
     def pump(self, now: Timestamp) -> None:
         """Take in whatever has come."""
         self._now = now
-        for away in self._recruiter.take(now):
-            if not self.of(away.host, now).here:
-                self.observations.append(away)
+        for each in self._recruiter.take(now):
+            if isinstance(each, PilotsStand) or not self.of(each.host, now).here:
+                self.observations.append(each)
         for news in self._transport.take(now):
             host = self.of(news.host, now)
             match news:
@@ -171,6 +178,9 @@ class Hosts:
                     self._hear(host, report, at, now)
                 case _:
                     pass  # of an agent that was refused
+        for host in [host for host in self.by_name.values() if self._is_mute(host, now)]:
+            self._transport.drop(host.name)
+            self._go(host, f"its agent lives and has said nothing for {_MUTE_SECONDS:.0f} s", now)
 
     def announce(self) -> None:
         """Who is here, to the observations; but not before all that he had to tell was taken: what
@@ -180,10 +190,33 @@ class Hosts:
                 host.is_announced = True
                 self._say_it_is_here(host, host.hello)
 
+    def _is_mute(self, host: Host, now: Timestamp) -> bool:
+        """Whether it hangs, though its connection does not."""
+        return self._only is None and host.here and now > host.heard_at + _MUTE_SECONDS
+
     def send_off(self, host: Host) -> None:
         """There is no more work for this host."""
         self.send(host, Leave())
-        host.was_sent_off = True
+        host.was_sent_off = host.was_told = True
+
+    def dismiss(self, host: Host) -> None:
+        """Likewise; and while it is still here, nothing is started there any more."""
+        if not host.was_told:
+            self.send_off(host)
+            self.expect_leave(host)
+
+    def expect_leave(self, host: Host) -> None:
+        """It is about to go, for good."""
+        if not host.leaves:
+            host.leaves = host.was_sent_off = True
+            host.is_announced = False
+
+    def learn(self, name: HostName, events: Iterable[AgentEvent], now: Timestamp) -> None:
+        """What has become of runs there, by others than its agent, in our time."""
+        host = self.of(name, now)
+        if host.hello is None:
+            host.offset.heard(now, now)
+        host.events.extend((host.heard, event) for event in events)
 
     def wake_at(self) -> Timestamp:
         away = [host for name, host in self.by_name.items() if not host.here]
@@ -195,7 +228,9 @@ class Hosts:
         ]
         if self.answers or self.observations or any(h.events for h in self.by_name.values()):
             return self._now  # it has come behind the back of whoever takes it
-        return min([self._transport.wake_at(), self._recruiter.wake_at(), *losses])
+        here = [host for host in self.by_name.values() if host.here and self._only is None]
+        mute = [host.heard_at + _MUTE_SECONDS + 0.01 for host in here]
+        return min([self._transport.wake_at(), self._recruiter.wake_at(), *losses, *mute])
 
     def _come(self, host: Host, hello: Hello, now: Timestamp) -> None:
         if self._version and hello.version != self._version:
@@ -207,8 +242,8 @@ class Hosts:
         if host.hello is None or host.hello.agent != hello.agent:
             host.heard, host.acknowledged = 0, 0
             host.events.clear()
-        host.hello, host.here, host.was_sent_off = hello, True, False
-        host.is_announced = host.leaves = False
+        host.hello, host.here, host.was_sent_off, host.heard_at = hello, True, False, now
+        host.is_announced = host.leaves = host.was_told = False
         host.offset, host.reported_at = Offset(), None
         host.offset.heard(hello.sent_at, now)
         host.number = host.obeyed = 0
@@ -267,14 +302,13 @@ class Hosts:
         if report.heard is not None:
             host.offset.echoed(*report.heard)
         host.obeyed, host.living = report.obeyed, report.living
-        host.reported_at, host.renewed_at = report.sent_at, now
+        host.reported_at, host.renewed_at, host.heard_at = report.sent_at, now, now
         for number, event in report.events:
             if number > host.heard:
                 host.events.append((number, event))
                 host.heard = number
-        if report.leaves and not host.leaves:
-            host.leaves = host.was_sent_off = True
-            host.is_announced = False
+        if report.leaves:
+            self.expect_leave(host)
         if not self._see(host, report, now):
             return
         self.answers += [replace(a, at=min(now, host.offset.ours(a.at))) for a in report.answers]
@@ -314,16 +348,24 @@ class Hosts:
         return min(now, host.offset.soonest(snapshot.arrived_at))
 
     def _other_owner(self, host: Host, snapshot: Snapshot) -> HostName | None:
+        """Who else speaks for GPUs of the host, or has runs on them and may come back."""
         if self._only is not None:
             return None
+        given: dict[str, HostName] = {}
+        if host.hello is None or not host.hello.pilot:  # what a batch system grants was taken back
+            given = {gpu.uuid: gpu.host for gpu in self._state.holds}
         for gpu in snapshot.gpus:
-            if gpu.key.uuid.startswith(UNREAD):
+            uuid = gpu.key.uuid
+            if uuid.startswith(UNREAD):
                 continue
-            owner = self._owners.setdefault(gpu.key.uuid, host.name)
-            if owner != host.name and owner in self.by_name and self.by_name[owner].here:
+            owner = given.get(uuid) or self._owners.get(uuid, host.name)
+            if owner != host.name and (uuid in given or self._is_here(owner)):
                 return owner
-            self._owners[gpu.key.uuid] = host.name
+            self._owners[uuid] = host.name
         return None
+
+    def _is_here(self, name: HostName) -> bool:
+        return name in self.by_name and self.by_name[name].here
 
     def _disown(self, host: Host) -> None:
         self._owners = {uuid: name for uuid, name in self._owners.items() if name != host.name}

@@ -11,6 +11,7 @@ clock, which may be set between two of them.
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from smartsched.core import bookmark
 from smartsched.core.actions import Launch, Tell
 from smartsched.core.apply import replay
 from smartsched.core.decide import Decision
@@ -62,6 +63,7 @@ from smartsched.core.records import decode_line, encode
 from smartsched.core.requests import Answer
 from smartsched.core.selection import without_host
 from smartsched.core.state import State
+from smartsched.core.terms import Past, Terms, began
 from smartsched.loop import Loop, World
 from smartsched.ports import Arrived, Request
 from smartsched.simulation.colleagues import GIB, Visit, pretend_uuid, process_of
@@ -161,6 +163,7 @@ class PretendBox:
     living: dict[RunKey, LivingRun] = field(default_factory=dict)
     # What is on disk: the journal, and of attempts what the journal does not know yet.
     journal: list[bytes] = field(default_factory=list)
+    bookmark_file: bytes = b""
     records: dict[RunKey, AttemptRecord] = field(default_factory=dict)
     revoked: set[RunKey] = field(default_factory=set)
     disk_is_full: list[tuple[Timestamp, Timestamp]] = field(default_factory=list)
@@ -171,6 +174,8 @@ class PretendBox:
     dies_when: Callable[[], bool] | None = None
     moments: int = 0
     dispatchers: int = 0
+    bookmark_every: int | None = None  # so many records; None: there is none
+    bookmarked: int = 0  # records
     launched_by_others: int = 0  # how many runs, before the present dispatcher
     began_at: Timestamp | None = None
     last_pid: int = 1000
@@ -197,10 +202,49 @@ class PretendBox:
     def resume(self, policy: Policy, seconds: float = 1e7, *, adopt: bool = True) -> Loop:
         """What another dispatcher makes of it."""
         self.events = [decode_line(line[:-1], n) for n, line in enumerate(self.journal, start=1)]
-        state = replay(policy, self.events)
+        resumed = RunResumed(self.clock.now(), self.host, "{}")
+        state = self._recalled(policy, resumed)
         loop = Loop(self.world(state.read_to), state)
-        loop.resume(RunResumed(self.clock.now(), self.host, "{}"), None, adopt=adopt)
+        loop.resume(resumed, None, adopt=adopt)
         return self._go_on(loop, seconds)
+
+    def _recalled(self, policy: Policy, resumed: RunResumed) -> State:
+        """By the bookmark, if there is one: it says what the journal says."""
+        if not self.bookmark_file:
+            return replay(policy, self.events)
+        whole = _past(self.events)
+        whole.take(resumed)
+        short = self._by_bookmark()
+        short.take(resumed)
+        end = self._mark()
+        assert bookmark.encode(end, short, "") == bookmark.encode(end, whole, "")
+        state = self._by_bookmark().state
+        state.policy = policy
+        return state
+
+    def _by_bookmark(self) -> Past:
+        first = self.events[0]
+        assert isinstance(first, RunBegan)
+        found = bookmark.decode(self.bookmark_file, "", first.name)
+        assert found is not None
+        for event in self.events[found.mark.seq :]:
+            found.past.take(event)
+        return found.past
+
+    def put_bookmark(self, state: State) -> None:
+        """If it is time, and what the dispatcher believes is what is on disk."""
+        written = len(self.journal) - self.bookmarked
+        if self.bookmark_every is None or written < self.bookmark_every:
+            return
+        if len(self.events) == len(self.journal) and not self.has_no_room():
+            self.moment()
+            past = Past(_terms(self.events), state)
+            self.bookmark_file = bookmark.encode(self._mark(), past, "")
+            self.bookmarked = len(self.journal)
+            self.moment()
+
+    def _mark(self) -> bookmark.Mark:
+        return bookmark.Mark(len(self.journal), sum(map(len, self.journal)), 0)
 
     def pass_time(self, seconds: float) -> None:
         """While no dispatcher lives."""
@@ -321,6 +365,24 @@ class PretendBox:
             ailment=None,
             processes=tuple(processes),
         )
+
+
+def _terms(events: Sequence[Event]) -> Terms:
+    first, *others = events
+    assert isinstance(first, RunBegan)
+    terms = Terms(first, first.options, first.inputs)
+    for event in others:
+        terms.take(event)
+    return terms
+
+
+def _past(events: Sequence[Event]) -> Past:
+    first, *others = events
+    assert isinstance(first, RunBegan)
+    past = began(first, first.name)
+    for event in others:
+        past.take(event)
+    return past
 
 
 def _our_process(run: LivingRun) -> GpuProcess:
@@ -659,6 +721,7 @@ class _Recorder:
     def decided(self, decision: Decision, state: State, now: Timestamp) -> None:
         for observe in self.box.observers:
             observe(state, now)
+        self.box.put_bookmark(state)
 
     def wake_at(self) -> Timestamp:
         return _FOREVER

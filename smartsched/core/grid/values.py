@@ -3,7 +3,6 @@
 Ranges are not written out: any of their values is worked out when it is needed.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -174,10 +173,15 @@ def _nearest(numbers: Values, wanted: Fraction) -> Fraction:
     def number(position: int) -> Fraction:
         return parse_number(numbers.text(position))
 
-    last = numbers.count - 1
-    sign = 1 if number(0) <= number(last) else -1
-    position = bisect_left(range(last), sign * wanted, key=lambda position: sign * number(position))
-    return number(position)
+    low, high = 0, numbers.count - 1
+    sign = 1 if number(low) <= number(high) else -1
+    while low < high:  # bisect cannot count beyond 2^63
+        middle = (low + high) // 2
+        if sign * number(middle) < sign * wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return number(low)
 
 
 def _quoted(text: str) -> str:

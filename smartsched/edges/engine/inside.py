@@ -137,7 +137,7 @@ class _Scratch(tempfile.TemporaryDirectory[str]):
     one keeps an agent from coming back."""
 
     def __init__(self) -> None:
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None  # noqa: S108
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None  # noqa: S108  # a folder of its own there
         super().__init__(prefix="smartsched-", dir=memory, ignore_cleanup_errors=True)
 
 

@@ -65,8 +65,8 @@ class NotReached:
 News = Connected | Message | Disconnected | NotReached
 
 
-class _ToldError(Exception):
-    """There is reason to look anew."""
+class _MovedError(Exception):
+    """The dispatcher is elsewhere by now."""
 
 
 class Link:
@@ -97,6 +97,7 @@ class Link:
         self._is_closing = False
         self._life: asyncio.Task[None] | None = None
         self._look_again: asyncio.Event | None = None
+        self._has_moved: asyncio.Event | None = None
         self._thread = LoopThread("engine-link", self._live)
 
     def send(self, message: bytes) -> None:
@@ -110,9 +111,12 @@ class Link:
         return self._news.take()
 
     def set_addresses(self, addresses: Sequence[str]) -> None:
-        """For a dispatcher that was resumed elsewhere, or can be reached again. Looks there at once
-        when not connected."""
+        """For a dispatcher that was resumed elsewhere. Looks there at once when not connected."""
         self._thread.call(self._set_places, [_parsed(address) for address in addresses])
+
+    def look_again(self) -> None:
+        """Now, or as soon as what is being tried has failed: it may be within reach again."""
+        self._thread.call(self._wake)
 
     def set_hello(self, hello: bytes) -> None:
         """For joinings to come."""
@@ -132,6 +136,11 @@ class Link:
 
     def _set_places(self, places: list[tuple[str, str, int]]) -> None:
         self._places = places
+        if self._has_moved is not None:
+            self._has_moved.set()
+        self._wake()
+
+    def _wake(self) -> None:
         if self._look_again is not None:
             self._look_again.set()
 
@@ -144,7 +153,7 @@ class Link:
         from smartsched.edges.engine import comm
 
         comm.register()
-        self._look_again = asyncio.Event()
+        self._look_again, self._has_moved = asyncio.Event(), asyncio.Event()
         if self._is_closing:
             return
         self._life = asyncio.get_running_loop().create_task(self._look_for_it())
@@ -153,15 +162,18 @@ class Link:
 
     async def _look_for_it(self) -> None:
         assert self._look_again is not None
+        assert self._has_moved is not None
         pause = _FIRST_PAUSE_SECONDS
         while True:
             self._look_again.clear()
+            self._has_moved.clear()
             began = time.monotonic()
             if await self._try_all() and time.monotonic() - began > _STEADY_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             # not all agents of a dispatcher that ended shall come back in the same moment
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._look_again.wait(), pause * random.uniform(0.5, 1))  # noqa: S311
+                pause_now = pause * random.uniform(0.5, 1)  # noqa: S311  # nothing secret
+                await asyncio.wait_for(self._look_again.wait(), pause_now)
                 pause = _FIRST_PAUSE_SECONDS
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -169,8 +181,8 @@ class Link:
         """Whether it was connected, until it was not any more."""
         for address, host, port in list(self._places):
             try:
-                channel, greeting = await self._reach_unless_told(host, port)
-            except _ToldError:
+                channel, greeting = await self._reach_unless_moved(host, port)
+            except _MovedError:
                 return False
             except Exception as error:  # noqa: BLE001  # one that ceased to look would be lost
                 self._news.put(NotReached(address, _why(error)))
@@ -179,18 +191,18 @@ class Link:
                 return True
         return False
 
-    async def _reach_unless_told(self, host: str, port: int) -> tuple[Channel, Greeting]:
-        """Raises also _ToldError: who is silent at an old place must not keep us from a new one."""
-        assert self._look_again is not None
-        told = asyncio.ensure_future(self._look_again.wait())
+    async def _reach_unless_moved(self, host: str, port: int) -> tuple[Channel, Greeting]:
+        """Raises also _MovedError: whoever is silent at the old place must not keep us there."""
+        assert self._has_moved is not None
+        moved = asyncio.ensure_future(self._has_moved.wait())
         reaching = asyncio.ensure_future(self._reach(host, port))
         try:
-            await asyncio.wait((told, reaching), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((moved, reaching), return_when=asyncio.FIRST_COMPLETED)
             if not reaching.done():
-                raise _ToldError
+                raise _MovedError
             return reaching.result()
         finally:
-            told.cancel()
+            moved.cancel()
             reaching.cancel()
 
     async def _reach(self, host: str, port: int) -> tuple[Channel, Greeting]:

@@ -39,22 +39,3 @@ def check(
     if slurm.may_pass(why):
         return why
     raise UsageError(f"--slurm: {why}")
-
-
-def seconds_left(
-    job: str, environment: Mapping[bytes, bytes], patience_seconds: float = _PATIENCE_SECONDS
-) -> float | None:
-    """Of the time of the batch job that we run in, as Slurm says it now. None: it has no limit, or
-    Slurm does not answer."""
-    try:
-        done = subprocess.run(  # noqa: S603  # about our own job
-            [find("squeue", path_in(environment)), "--noheader", f"--jobs={job}", "--format=%L"],
-            stdin=subprocess.DEVNULL,
-            env=slurm.plain_environment(environment),
-            capture_output=True,
-            timeout=patience_seconds,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return slurm.parse_seconds_left(done.stdout.decode("ascii", "replace"))
