@@ -106,8 +106,14 @@ def history(*ages_and_percents: tuple[float, int]) -> tuple[UtilizationPoint, ..
     return tuple(UtilizationPoint(age, percent) for age, percent in ages_and_percents)
 
 
-def a_snapshot(*gpus: GpuReading, at: float = T0, whole: bool = True, host: str = HOST) -> Snapshot:
-    return Snapshot(HostName(host), at, gpus, whole)
+def a_snapshot(
+    *gpus: GpuReading,
+    at: float = T0,
+    whole: bool = True,
+    host: str = HOST,
+    arrived_at: float | None = None,
+) -> Snapshot:
+    return Snapshot(HostName(host), at, gpus, whole, arrived_at)
 
 
 def a_policy(**fields: Any) -> Policy:

@@ -228,7 +228,7 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 @pytest.fixture
 def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
     """It is the one that this test's programs talk to, and it has no jobs; nor has it after."""
-    for name in set(os.environ) - set(slurm_cluster.environment):
+    for name in os.environ.keys() - _without_slurm(os.environ).keys():
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_CONF", str(slurm_cluster.conf))
     yield slurm_cluster

@@ -1,7 +1,9 @@
 """Flags and environment into one Config; every complaint names its flag."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,15 @@ from smartsched.config import Config, configure, parse_limit
 from smartsched.core.freeness import Share, Size
 from smartsched.core.halt import Halt
 from smartsched.core.selection import ByIndex, BySlot, ByUuid
-from smartsched.core.units import parse_count, parse_duration, parse_percent, parse_size
+from smartsched.core.units import (
+    parse_count,
+    parse_duration,
+    parse_interval,
+    parse_percent,
+    parse_positive_count,
+    parse_positive_duration,
+    parse_size,
+)
 from smartsched.errors import UsageError
 
 GIB = 2**30
@@ -104,11 +114,37 @@ def test_what_is_no_count(text: str):
         parse_count(text)
 
 
-@given(st.text())
+PARSERS: list[Callable[[str], float | Share | Size]] = [
+    parse_size,
+    parse_duration,
+    parse_positive_duration,
+    parse_interval,
+    parse_percent,
+    parse_limit,
+    parse_count,
+    parse_positive_count,
+]
+NEARLY = st.lists(
+    st.sampled_from(["1", "0", "9" * 400, ".", "-", "e", "_", "+", "%", " ", "٣", "inf", "nan"])
+    | st.sampled_from(["K", "M", "G", "T", "i", "B", "ms", "s", "m", "h", "d", "0x", "\n", "\0"]),
+    max_size=6,
+).map("".join)
+
+
+@given(st.text() | NEARLY)
 def test_any_text_is_a_value_or_a_usage_error(text: str):
-    for parse_it in (parse_size, parse_duration, parse_percent, parse_limit, parse_count):
+    for parse_it in PARSERS:
         with suppress(UsageError):
-            assert parse_it(text) is not None
+            value = parse_it(text)
+            assert isinstance(value, Share | Size) or (value >= 0 and isfinite(value))
+
+
+@pytest.mark.parametrize("text", ["1" * 60_000, "1h" * 60_000, "1." * 60_000, " " * 60_000 + "x"])
+@pytest.mark.timeout(20)
+def test_a_long_text_is_refused_in_no_time(text: str):
+    for parse_it in PARSERS:
+        with suppress(UsageError):
+            parse_it(text)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ from smartsched.core.model import (
 )
 from smartsched.core.requests import Answer, Ask, Cancel
 from smartsched.core.state import Closing, State
-from smartsched.loop import LINES_A_TICK, QUEUE_WINDOW, Loop, World
+from smartsched.loop import DURABLE_WITHIN_SECONDS, LINES_A_TICK, QUEUE_WINDOW, Loop, World
 from smartsched.ports import Arrived, NewOptions, Recall
 from tests.builders import (
     HOST,
@@ -235,6 +235,7 @@ class FakeJournal:
     records: list[Event] = field(default_factory=list)
     refused: list[Event] = field(default_factory=list)
     why_not: str | None = None
+    durable: int = 0  # of the records, so many
 
     def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
         if self.why_not is not None:
@@ -242,6 +243,9 @@ class FakeJournal:
             return self.why_not
         self.diary += [f"write {type(event).__name__}" for event in events]
         self.records += events
+        if durable:
+            self.durable = len(self.records)
+            self.diary.append("durable")
         return None
 
 
@@ -337,6 +341,7 @@ def test_a_launch_is_recorded_before_it_happens():
     happened = world.diary[world.diary.index("write RunPlaced") :]
     assert happened == [
         "write RunPlaced",
+        "durable",
         "record RunPlaced",
         "launch 1/1",
         "record RunLaunched",
@@ -659,6 +664,38 @@ def test_the_launcher_learns_what_is_safe():
 
     world.loop.run()
 
+    assert world.launcher.safe == world.journal.records
+
+
+def test_a_look_does_not_wait_for_the_disk():
+    world = FakeWorld(*commands(2))
+    world.loop.tick()
+    world.clock.time += 60
+    world.launcher.ended = [exited(at=world.clock.time)]
+    world.diary.clear()
+
+    world.loop.tick()
+
+    assert world.diary.index("refresh 1") < world.diary.index("write RunExited")
+
+
+def test_what_nothing_follows_from_is_written_at_once_and_durable_soon():
+    world = FakeWorld(*commands(2))
+    world.loop.tick()
+    world.clock.time += 60
+    world.launcher.ended = [exited(at=world.clock.time)]
+    before = world.journal.durable
+
+    decision = world.loop.tick()
+
+    assert recorded(world)[-2:] == ["RunExited", "JobFinished"]
+    assert world.journal.durable == before
+    assert not any(isinstance(event, RunExited) for event in world.launcher.safe)
+    due = world.loop.wake_at(decision)
+    assert due == pytest.approx(world.clock.time + DURABLE_WITHIN_SECONDS)
+    world.clock.time = due
+    world.loop.tick()
+    assert world.journal.durable == len(world.journal.records)
     assert world.launcher.safe == world.journal.records
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -186,7 +187,9 @@ def test_help_names_every_option_and_fits_a_terminal():
 def test_the_version_is_the_package_s():
     from smartsched import __version__
 
-    assert said(["--version"]).stdout.split() == ["smartsched", __version__]
+    python = platform.python_version()
+    expected = f"smartsched {__version__} (Python {python}, no NVIDIA driver)\n"
+    assert said(["--version"]).stdout == expected
 
 
 # --- going on with a run

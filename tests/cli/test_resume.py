@@ -583,7 +583,8 @@ def test_nobody_else_may_read_what_is_remembered(box: Box):
         os.umask(before)
 
     kinds = {path.name.split(".")[0] for path in while_running}
-    assert {"runs", "jobs", "record", "script", "events", "lock", "output"} <= kinds
+    assert {"runs", "jobs", "events", "lock", "output"} <= kinds
+    assert {"0001.1", "0001.1.script"} <= {path.name for path in while_running}
     for path, mode in (while_running | _modes_below(box.state)).items():
         assert mode in (0o40700, 0o100600, 0o10600), path
 

@@ -88,7 +88,7 @@ def test_a_line_longer_than_an_argument_may_be_runs_from_a_script(box: Box):
     command = f"printf {long} | wc -c; until test -e go; do sleep 0.01; done"
     session = box.start(*MOMENT, "--output", "raw", str(box.list_of([command])))
     session.says(str(len(long)))
-    [script] = box.run_folder().glob("jobs/*/script")
+    [script] = box.run_folder().glob("jobs/*.script")
     mode = stat.S_IMODE(script.stat().st_mode)
     (box.folder / "go").touch()
 

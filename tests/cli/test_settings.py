@@ -1,19 +1,25 @@
 """What is set in files and in the environment: which of them wins, and what is refused."""
 
+import argparse
 import json
 from contextlib import suppress
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
 
 from smartsched.cli import main, settings
+from smartsched.cli.desk import changed
 from smartsched.cli.limits import limited
-from smartsched.cli.parser import build_parser, parse, parse_again, remembered
-from smartsched.cli.settings import File, Settings, blamed, merged, preset
+from smartsched.cli.parser import SETTABLE, build_parser, parse, parse_again, remembered
+from smartsched.cli.settings import File, Settings, blamed, merged, preset, variable_of
 from smartsched.cli.verbs import VerbParser
 from smartsched.config import SET_BY_US, configure
 from smartsched.core.hours import parse_cap, words
 from smartsched.core.policy import Policy
+from smartsched.core.requests import SetOptions
 from smartsched.errors import UsageError
 
 
@@ -347,6 +353,14 @@ def test_limits_that_cannot_be_meant_are_named_with_their_line(
     assert str(error.value).endswith("; tell the administrator of this box")
 
 
+def test_what_a_folder_s_file_says_does_nothing_to_the_terminal(capfd: pytest.CaptureFixture[str]):
+    Path("smartsched.toml").write_text('"x\\u001b[2J\\u009b1m\\r" = 1\n')
+
+    assert main(["--dry-run"]) == 2
+
+    assert "there is no setting x\\x1b[2J\\x9b1m " in capfd.readouterr().err
+
+
 # --- what was mistyped on the command line
 
 
@@ -367,3 +381,106 @@ def test_a_mistyped_word_is_answered_with_what_may_have_been_meant(
         assert main(words) == 2
 
     assert capfd.readouterr().err.startswith(f"smartsched: {why}")
+
+
+# --- whatever stands there
+
+
+KEYS = sorted(settings.settable(build_parser()))
+TOML = st.sampled_from(
+    [
+        "true",
+        "false",
+        "0",
+        "-1",
+        "4",
+        "1e999",
+        "nan",
+        "2021-01-01",
+        "{}",
+        "{a = 1}",
+        "[]",
+        "[[]]",
+        "0x" + "f" * 5000,
+        "9" * 5000,
+        "[1, 2]",
+        '["", "a"]',
+        "[true]",
+        "[{a = 1}]",
+        "0b1",
+        '""',
+        '"\\u0000"',
+        '"20%"',
+        '"4GiB"',
+        '"0-3"',
+        '"2@09-18"',
+        '"10s"',
+        '"now,fail=3"',
+        '"a,b"',
+        '"\\u001b[2J"',
+        '"' + "x" * 5000 + '"',
+        '"http://[/"',
+        '"~/x"',
+        '"log"',
+        '"last"',
+        '"-"',
+    ]
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), TOML, max_size=3))
+@hypothesis.settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150
+)
+def test_whatever_is_set_in_a_file_is_a_configuration_or_told(mine: Path, said: dict[str, str]):
+    mine.write_text("".join(f"{key} = {value}\n" for key, value in said.items()))
+
+    with suppress(UsageError):
+        configure(_with(merged(build_parser(), [File(mine, "mine", "user")], {})), "run")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([variable_of(key) for key in KEYS if variable_of(key)]),
+        TOML.map(lambda text: text.strip('"')) | st.text(st.characters(exclude_characters="\0")),
+        max_size=3,
+    )
+)
+@hypothesis.settings(deadline=None, max_examples=150)
+def test_whatever_is_set_in_the_environment_is_a_configuration_or_told(said: dict[str, str]):
+    with suppress(UsageError):
+        configure(_with(merged(build_parser(), [], said)), "run")
+
+
+def _with(found: Settings) -> argparse.Namespace:
+    parser = build_parser()
+    parser.set_defaults(command=None, **found.values())
+    return parser.parse_args([])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["max-gpus", "leave-free", "x", "max-gpus.y"]), TOML)))
+@hypothesis.settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_whatever_the_administrator_says_is_a_limit_or_told(
+    administrators: Path, said: list[tuple[str, str]]
+):
+    administrators.write_text("".join(["[limits]\n", *(f"{k} = {v}\n" for k, v in said)]))
+
+    with suppress(UsageError):
+        limited(Policy("run"), administrators)
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.lists(st.text(max_size=3)) | st.text()
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(SETTABLE)) | st.text(max_size=5),
+        VALUES | TOML.map(lambda text: text.strip('"')),
+        max_size=3,
+    )
+)
+@hypothesis.settings(deadline=None, max_examples=150)
+def test_whatever_a_run_is_told_to_go_by_is_a_configuration_or_told(options: dict[str, object]):
+    with suppress(UsageError):
+        args, _ = changed(parse([]), SetOptions("7", options))
+        configure(args, "run")

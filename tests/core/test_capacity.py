@@ -65,6 +65,7 @@ HOUR = 3600.0
 
 HERE = HostName("")  # the only host
 
+
 def a_box(*events: Event, gpus: tuple[GpuReading, ...] = (), jobs: int = 4, **policy: Any) -> State:
     """A list of siblings, some of which run, and what is seen then."""
     commands = [TRAIN.format(n) for n in range(jobs)]

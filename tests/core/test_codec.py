@@ -17,8 +17,8 @@ from smartsched.core.model import (
     GpuUnreadable,
     GpuUuid,
     HostName,
-    Observation,
     SamplerTrouble,
+    Seen,
     Snapshot,
     UtilizationPoint,
 )
@@ -73,7 +73,7 @@ lost = st.builds(
     why=texts,
 )
 gpus: st.SearchStrategy[GpuReading] = samples | lost
-observations: st.SearchStrategy[Observation] = st.builds(
+observations: st.SearchStrategy[Seen] = st.builds(
     Snapshot,
     host=st.just(HOST),
     taken_at=st.just(T0),
@@ -92,11 +92,11 @@ json_values = st.recursive(
 )
 
 
-def line_of(observation: Observation) -> str:
+def line_of(observation: Seen) -> str:
     return codec.encode(observation, wall_time=1_700_000_000.5, monotonic_s=12.25)
 
 
-def read(line: str | bytes) -> Observation:
+def read(line: str | bytes) -> Seen:
     """All of what a reader does with a line."""
     fields = codec.parse(line)
     codec.monotonic_seconds(fields)
@@ -184,12 +184,12 @@ def brief(value: object) -> str:
 
 
 @given(observations)
-def test_what_was_written_is_read_again(observation: Observation):
+def test_what_was_written_is_read_again(observation: Seen):
     assert read(line_of(observation)) == observation
 
 
 @given(observations)
-def test_a_line_is_one_line_of_ascii(observation: Observation):
+def test_a_line_is_one_line_of_ascii(observation: Seen):
     line = line_of(observation)
 
     assert line.isascii()

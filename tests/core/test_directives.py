@@ -1,6 +1,7 @@
 """What one command asks for itself, in a comment that the shell passes over."""
 
 import subprocess
+import tracemalloc
 from contextlib import suppress
 
 import pytest
@@ -214,3 +215,42 @@ def test_a_wish_that_misses_the_mark_is_not_passed_over(comment: str):
 )
 def test_what_only_speaks_of_us_asks_for_nothing(command: str):
     assert wishes_in(command) == Wishes()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "x #smartsched" + " " * 300_000 + "!",
+        "x # smartsched " + "a" * 300_000,
+        "x " + " " * 300_000 + "# smartsched:",
+        "x # smartsched: " + "gpus=2 " * 100_000,
+        "x # smartsched: " + "\\" * 300_000,
+        'x "' + "\\a" * 300_000 + "# smartsched: gpus=2",
+        "x ${" * 100_000 + "# smartsched: gpus=2",
+        "x # smartsched: gpus=2\n" * 50_000,
+    ],
+    ids=lambda command: command[:20],
+)
+@pytest.mark.timeout(60)
+def test_a_command_that_is_long_is_read_in_no_time(command: str):
+    with suppress(UsageError):
+        wishes_in(command)
+
+
+def test_a_long_command_takes_little_memory_to_read():
+    command = 'x "' + "a" * 2_000_000 + '"  # smartsched: gpus=2'
+    tracemalloc.start()
+    try:
+        assert wishes_in(command) == TWO
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert most_bytes < 20_000_000
+
+
+def test_a_wish_that_misses_the_mark_is_told_in_short():
+    with pytest.raises(UsageError) as refused:
+        wishes_in("x # smartsched name=" + "a" * 100_000)
+
+    assert len(str(refused.value)) < 300

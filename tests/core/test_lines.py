@@ -1,7 +1,12 @@
 """What commands ask for themselves, as lines of a list are read."""
 
-import pytest
+import os
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smartsched.core import lines
 from smartsched.core.lines import LineSplitter
 from smartsched.core.model import BadLine, JobSpec, Wishes
 
@@ -57,3 +62,62 @@ def test_wishes_behind_a_line_that_goes_on_are_those_of_the_whole_command():
     assert isinstance(spec, JobSpec)
     assert spec.wishes.gpus == 4
     assert spec.source == "list:1"
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            b"\\",
+            b"\\\n",
+            b"\n",
+            b"\r\n",
+            b" ",
+            b"#",
+            b"a",
+            b"'",
+            b'"',
+            b"\0",
+            b"\xff",
+            b"\t\\\n",
+            b"# smartsched:",
+            b" gpus=2",
+            b" mem=9",
+            b"\xef\xbb\xbf",
+            b"x" * 30,
+        ]
+    ),
+    max_size=20,
+).map(b"".join)
+
+
+@given(PIECES, st.integers(1, 7))
+def test_any_bytes_are_commands_or_lines_that_are_named_whole_or_in_pieces(data: bytes, size: int):
+    whole, pieces = LineSplitter("list"), LineSplitter("list")
+
+    found = [*whole.feed(data), *whole.end()]
+    again = [e for at in range(0, len(data), size) for e in pieces.feed(data[at : at + size])]
+
+    assert [*again, *pieces.end()] == found
+    assert whole.offset == pieces.offset == len(data)
+    for entry in found:
+        assert entry.source.startswith("list:")
+        if isinstance(entry, JobSpec):
+            os.fsencode(entry.command)
+
+
+@given(PIECES)
+def test_no_command_is_longer_than_the_longest_however_many_lines_it_has(data: bytes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "LONGEST_COMMAND_BYTES", 20)
+        for entry in LineSplitter("list").feed(data * 3 + b"\n"):
+            assert isinstance(entry, BadLine) or len(os.fsencode(entry.command)) <= 20
+
+
+@pytest.mark.parametrize("line", [b"--lr 0.1 \\\n", b" \\\n", b"\\\n", b"\t\t\\\n", b"# x \\\n"])
+@pytest.mark.timeout(60)
+def test_a_command_of_very_many_lines_takes_no_longer_for_each_of_them(line: bytes):
+    splitter = LineSplitter("list")
+
+    found = [*splitter.feed(line * 300_000), *splitter.end()]
+
+    assert len(found) <= 1

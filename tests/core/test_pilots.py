@@ -179,6 +179,16 @@ def test_one_whose_time_limit_is_near_is_replaced_while_there_is_work():
     assert story.pilots.is_about_to_end(pilot(1), story.now)
 
 
+def test_one_of_a_short_time_limit_works_for_the_most_of_it():
+    story = Story(most=1)
+    story.submit_all(demand(1))
+    story.joins(1, ends_at=T0 + 60)
+
+    story.plan(demand(1, joined={1: FULL}), after=44)
+    assert not story.pilots.is_about_to_end(pilot(1), story.now)
+    assert story.pilots.is_about_to_end(pilot(1), story.now + 1)
+
+
 def test_nothing_is_replaced_when_nobody_waits():
     story = Story(most=1)
     story.submit_all(demand(1))
@@ -249,10 +259,37 @@ def test_pilots_that_end_without_having_joined_are_given_up_after_three():
     assert story.pilots.summary() == f"no pilots; {story.pilots.gave_up}"
 
 
-def test_where_one_has_joined_those_that_do_not_are_tried_again_for_ever():
+def test_those_that_join_and_do_nothing_are_given_up_as_well():
+    story = Story(most=1)
+    for number in (1, 2, 3):
+        assert story.plan(demand(1), after=600).submit
+        story.hear(Submitted(pilot(number)))
+        story.joins(number)
+        story.plan(demand(1, joined={number: PilotHost(2, 0, is_idle=True)}))
+        story.hear(Ended(pilot(number), "CANCELLED"))
+
+    assert not story.plan(demand(1), after=HOUR).submit
+    assert story.pilots.gave_up is not None
+    assert "3 pilots in a row ended without having run a job" in story.pilots.gave_up
+
+
+def test_those_that_were_told_to_end_since_nothing_was_left_are_no_failures():
+    story = Story(most=1)
+    for number in (1, 2, 3, 4):
+        assert story.plan(demand(1), after=600).submit
+        story.hear(Submitted(pilot(number)))
+        story.joins(number)
+        assert story.plan(demand(joined={number: IDLE})).tell_to_end == (pilot(number),)
+        story.hear(Ended(pilot(number), "COMPLETED"))
+
+    assert story.pilots.gave_up is None
+
+
+def test_where_one_has_worked_those_that_do_not_join_are_tried_again_for_ever():
     story = Story(most=1)
     story.submit_all(demand(1))
     story.joins(1)
+    story.plan(demand(1, joined={1: FULL}))
     story.hear(Ended(pilot(1), "TIMEOUT"))
 
     for number in range(2, 12):
@@ -395,9 +432,9 @@ def test_while_input_may_come_an_idle_pilot_is_kept_for_a_while():
 def test_an_idle_pilot_near_its_time_limit_ends_though_jobs_wait():
     story = Story()
     story.submit_all(demand(1))
-    story.joins(1, ends_at=T0 + 60)
+    story.joins(1, ends_at=T0 + HOUR)
 
-    assert story.plan(demand(1, joined={1: IDLE})).tell_to_end == (pilot(1),)
+    assert story.plan(demand(1, joined={1: IDLE}), after=HOUR - 120).tell_to_end == (pilot(1),)
 
 
 def test_who_was_told_is_told_again_until_he_has_gone():

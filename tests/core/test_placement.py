@@ -16,6 +16,7 @@ AUTO: dict[str, Any] = {"jobs_per_gpu": "auto"}
 
 HERE = HostName("")  # the only host
 
+
 def an_offer(index: int = 0, **fields: Any) -> Offer:
     """A card of 24 GiB that nobody uses."""
     empty = Offer(

@@ -1,12 +1,17 @@
 """In which order free GPUs are given away."""
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smartsched.core.preference import ORDERS, Preference, parse_preference
 from smartsched.core.selection import parse_ids
 from smartsched.errors import UsageError
 from tests.builders import GIB, a_sample
 
+PARTS = st.sampled_from([*ORDERS, "0", "1-3", "2:1", "GPU-a", "", " ", "emptiest "])
 USED_GIB = {0: 3, 1: 0, 2: 9, 3: 1}
 
 
@@ -55,3 +60,9 @@ def test_a_gpu_that_is_preferred_has_to_be_there():
     Preference(parse_ids("1")).check(gpus)
     with pytest.raises(UsageError, match="--prefer"):
         Preference(parse_ids("1,7")).check(gpus)
+
+
+@given(st.text("0123456789-,:GPUMIgpumi af/", max_size=12) | st.lists(PARTS).map(",".join))
+def test_whatever_is_given_is_an_order_or_told(text: str):
+    with suppress(UsageError):
+        assert parse_preference(text).order in ORDERS

@@ -3,12 +3,13 @@
 import json
 import typing
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartsched.core import events
@@ -71,6 +72,7 @@ EXAMPLES: list[Event] = [
     events.WaitTimedOut(T0),
     events.RunPlaced(T0, a_run(), TWO_GPUS),
     events.RunPlaced(T0, a_run(), Placement(())),
+    events.RunPlaced(T0, a_run(), Placement((), HostName("gpu1"))),
     events.RunPlaced(
         T0, a_run(), Placement((PlacedGpu(a_key(1), "1", "1", 5, 2**33, 61.5, 2**20),))
     ),
@@ -83,6 +85,7 @@ EXAMPLES: list[Event] = [
     events.RunStopping(T0, a_run(), "timeout"),
     events.RunStopping(T0, a_run(), "survivor"),
     events.RunStopping(T0, a_run(), "cancelled"),
+    events.RunStopping(T0, a_run(), "leaving"),
     events.RunStopping(T0, a_run(), "contention", "alice: python train.py, 3 GiB"),
     events.RunKilled(T0, a_run(2, 3)),
     events.RunExited(T0, a_run(), Exited(3), 0),
@@ -90,6 +93,7 @@ EXAMPLES: list[Event] = [
     events.RunExited(T0, a_run(), NotStarted("no such shell"), 0),
     events.RunExited(T0, a_run(), NotStarted("it needs 9 GPUs", for_good=True), 0),
     events.RunExited(T0, a_run(), Lost(), 0),
+    events.RunExited(T0, a_run(), Lost("its host gpu1 was out of reach for too long"), 0),
     events.RunExited(T0, a_run(), Exited(1), 0, "CUDA out of memory"),
     events.RunMeasured(T0, a_run(), "python train.py *", 2**40, 61.5, 90.25),
     events.RunMeasured(T0, a_run(), "python train.py *", 0, None, 0.0),
@@ -101,6 +105,7 @@ EXAMPLES: list[Event] = [
     events.JobRequeued(T0, a_run(), "lost", T0),
     events.JobRequeued(T0, a_run(), "survivor", T0),
     events.JobRequeued(T0, a_run(), "contention", T0),
+    events.JobRequeued(T0, a_run(), "leaving", T0),
     events.JobRequeued(T0, a_run(), "strangers_grew", T0 + 2),
     events.JobRequeued(T0, a_run(), "packed_too_tightly", T0, needs_bytes=2**34),
     events.JobRequeued(T0, a_run(), "packed_too_tightly", T0, alone=True),
@@ -195,11 +200,14 @@ BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     JobSpec: st.builds(JobSpec, TEXTS, TEXTS, TEXTS),
 }
 PLACED = st.builds(PlacedGpu, BY_TYPE[GpuKey], TEXTS, TEXTS, COUNTS)
-BY_TYPE[Placement] = st.lists(PLACED, max_size=3).map(lambda gpus: Placement(tuple(gpus)))
+BY_TYPE[Placement] = st.one_of(
+    st.lists(PLACED, max_size=3).map(lambda gpus: Placement(tuple(gpus))),
+    st.builds(Placement, st.just(()), BY_TYPE[str].map(HostName)),
+)
 BY_TYPE[Exited] = st.builds(Exited, st.integers(0, 255))
 BY_TYPE[Killed] = st.builds(Killed, st.integers(1, 64))
 BY_TYPE[NotStarted] = st.builds(NotStarted, TEXTS)
-BY_TYPE[Lost] = st.just(Lost())
+BY_TYPE[Lost] = st.builds(Lost, BY_TYPE[str])
 
 
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
@@ -284,6 +292,33 @@ def test_a_record_with_any_other_value_is_read_or_damaged_and_nothing_else(
 
     with suppress(JournalDamagedError):
         decode_line(saying(event, **{field: data.draw(JSON)}), seq_of(event))
+
+
+def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every value within a value, by the way to it."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, inner in inside:
+        yield *path, name
+        if isinstance(inner, dict | list):
+            yield from places_in(inner, (*path, name))
+
+
+@given(st.sampled_from(EXAMPLES), st.data())
+@settings(max_examples=200)
+def test_a_record_with_any_other_value_deep_in_it_is_read_or_damaged(
+    event: Event, data: st.DataObject
+):
+    record = json.loads(encode(event, seq_of(event)))
+    *way, last = data.draw(st.sampled_from(list(places_in(record))))
+    inner = record
+    for name in way:
+        inner = inner[name]
+    inner[last] = data.draw(JSON)
+    del record["crc"]
+
+    with suppress(JournalDamagedError):
+        read = decode_line(sealed(json.dumps(record).encode()[:-1]), seq_of(event))
+        json.dumps(as_object(read))
 
 
 def test_json_nested_without_end_is_damage():
@@ -442,3 +477,21 @@ def test_a_record_is_written_as_version_1_says():
         b'{"seq":7,"event":"job_accepted","at":1000000.0,"job":3,"spec":{"command":'
         b'"echo \\udcff\\udcfe\\udcc3","source":"list:1","directory":"/w"},"read_to":[0,9,1]'
     )
+
+
+def test_what_says_nothing_of_hosts_is_written_as_before_there_were_several():
+    lost = as_object(events.RunExited(T0, a_run(), Lost(), 0))
+    placed = as_object(events.RunPlaced(T0, a_run(), Placement(())))
+
+    assert (lost["ending"], placed["placement"]) == ({"lost": True}, [])
+
+
+@pytest.mark.parametrize("placement", [{"host": 1}, {"host": None}, {}, {"gpu": "gpu1"}, "gpu1"])
+def test_what_is_no_place_without_gpus(placement: Any):
+    assert is_damaged(saying(events.RunPlaced(T0, a_run(), Placement(())), placement=placement))
+
+
+def test_a_reason_for_a_loss_that_is_no_text_is_damage():
+    lost = events.RunExited(T0, a_run(), Lost(), 0)
+
+    assert is_damaged(saying(lost, ending={"lost": True, "why": 5}))

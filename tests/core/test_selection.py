@@ -192,3 +192,10 @@ def test_a_gpu_is_visible_by_index_unless_that_is_unsure(
     reading: GpuReading, unreadable: list[int], by: Literal["index", "uuid"], visible: str
 ):
     assert visible_as(reading, unreadable, by) == visible
+
+
+@pytest.mark.timeout(60)
+def test_very_many_ids_are_read_in_no_time_and_the_first_that_is_there_twice_ends_it():
+    assert len(parse_ids(",".join(f"0:{slot}" for slot in range(30_000)))) == 30_000
+    with pytest.raises(UsageError, match="names GPU 0 twice"):
+        parse_ids("0-1023," * 20_000)

@@ -7,6 +7,7 @@ from smartsched.core.slurm import (
     SlurmJob,
     check_options,
     complaint,
+    gpus_named,
     may_pass,
     names_gpus,
     parse_jobs,
@@ -16,6 +17,8 @@ from smartsched.core.slurm import (
     sbatch_arguments,
     sbatch_environment,
     script,
+    time_limit_seconds,
+    warn_seconds,
 )
 from smartsched.errors import UsageError
 
@@ -136,12 +139,75 @@ def test_what_else_there_is_is_the_user_s_own_business(options: tuple[str, ...])
     check_options(options)
 
 
-def test_the_script_runs_the_command_and_does_not_die_of_an_early_warning():
-    assert script("exec smartsched agent --join x").splitlines()[-2:] == [
+@pytest.mark.parametrize(
+    "command",
+    ["smartsched", "/opt/venv/bin/python -P -m smartsched", "apptainer exec x smartsched"],
+)
+def test_a_program_takes_the_place_of_the_shell_and_does_not_die_of_an_early_warning(command: str):
+    assert script(command, "agent --join x").splitlines() == [
+        "#!/bin/bash",
         "trap '' USR2",
-        "exec smartsched agent --join x",
+        f"exec {command} agent --join x",
     ]
-    assert script("x").startswith("#!/bin/bash\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "source v/bin/activate && smartsched",
+        "X=1 smartsched",
+        ". v; smartsched",
+        "$HOME/smartsched",
+    ],
+)
+def test_a_shell_that_has_more_to_do_lives_until_the_agent_has_ended(command: str):
+    assert script(command, "agent").splitlines()[1:] == ["trap : TERM USR2", f"{command} agent"]
+
+
+@pytest.mark.parametrize(
+    ("option", "gpus"),
+    [
+        ("--gpus=4", 4),
+        ("--gpus=a100:4", 4),
+        ("-G3", 3),
+        ("--gpus=a100:2,v100:1", 3),
+        ("--gpus-per-node=h100:8", 8),
+        ("--gres=gpu", 1),
+        ("--gres=gpu:a100:2,nvme:100", 2),
+        ("--gres=gpu:a100:4(S:0-1)", 4),
+        ("--tres-per-task=gres/gpu=3", 3),
+        ("--gres=nvme:1", None),
+        ("--partition=gpu", None),
+    ],
+)
+def test_how_many_gpus_a_pilot_has_by_the_user_s_own_words(option: str, gpus: int | None):
+    assert gpus_named([option], {}) == gpus
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30", 1800),
+        ("5:30", 330),
+        ("8:00:00", 28800),
+        ("2-0", 172800),
+        ("2-12:30", 217800),
+        ("1-1:1:1", 90061),
+        ("UNLIMITED", None),
+        ("0", None),
+        ("a while", None),
+    ],
+)
+def test_time_limits_as_slurm_writes_them(text: str, seconds: float | None):
+    assert time_limit_seconds([f"--time={text}"], {}) == seconds
+    assert time_limit_seconds(["-t", text], {b"SBATCH_TIMELIMIT": b"7"}) == seconds
+    assert time_limit_seconds([], {b"SBATCH_TIMELIMIT": text.encode()}) == seconds
+
+
+def test_pilots_of_a_short_time_are_warned_later():
+    assert warn_seconds(90, None) == 90
+    assert warn_seconds(90, 3600) == 90
+    assert warn_seconds(90, 120) == 30
 
 
 def test_pilots_inherit_the_user_s_environment_but_not_our_gpus_and_job():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from smartsched.core.model import JobId, RunKey
-from smartsched.edges.attempts import NO_RECORD, RECORD, SCRIPT, WRAPPER, AttemptRecord, Attempts
+from smartsched.edges.attempts import NO_RECORD, WRAPPER, AttemptRecord, Attempts
 
 RUN = RunKey(JobId(1), 1)
 SHELLS = pytest.mark.parametrize("shell", [["/bin/sh"], ["bash", "-p"]], ids=["sh", "bash"])
@@ -70,13 +70,16 @@ def begun(attempts: Attempts, record: bytes) -> Path:
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_a_new_attempt_has_a_folder_that_only_we_may_enter(attempts: Attempts, folder: Path):
+def test_a_record_is_the_wrapper_s_to_make_and_only_we_may_read_it(
+    attempts: Attempts, folder: Path
+):
     assert attempts.prepare(RUN, None) is None
+    assert names_in(folder) == []
+
+    assert status_of(start_wrapper(attempts, "true", ["/bin/sh"])) == 0
 
     record = Path(attempts.record_path(RUN))
-    assert mode_of(record.parent) == 0o700
-    assert record.parent.parent == folder
-    assert names_in(folder) == [record.parent.name]
+    assert (record.parent, mode_of(record)) == (folder, 0o600)
 
 
 @pytest.mark.usefixtures("open_umask")
@@ -88,7 +91,7 @@ def test_a_long_command_becomes_a_script_that_only_we_may_read(attempts: Attempt
     assert path is not None
     script = Path(path)
     assert script.read_bytes() == command + b"\n"
-    assert (mode_of(script), mode_of(script.parent)) == (0o600, 0o700)
+    assert mode_of(script) == 0o600
 
 
 def test_before_it_began_there_is_no_record(attempts: Attempts):
@@ -183,16 +186,12 @@ def test_what_was_revoked_never_begins(attempts: Attempts, shell: list[str], tmp
     assert not (tmp_path / "ran").exists()
 
 
-@SHELLS
-def test_what_was_tidied_up_never_begins(attempts: Attempts, shell: list[str], tmp_path: Path):
-    attempts.prepare(RUN, None)
-    assert attempts.revoke(RUN)
-    attempts.remove(RUN)
+def test_what_was_revoked_is_not_among_those_that_may_be_tidied_up(attempts: Attempts):
+    other = RunKey(JobId(2), 1)
+    attempts.prepare(other, b"long")
+    attempts.revoke(RUN)
 
-    wrapper = start_wrapper(attempts, f"touch {tmp_path / 'ran'}", shell)
-
-    assert status_of(wrapper) == NO_RECORD
-    assert not (tmp_path / "ran").exists()
+    assert attempts.all() == [other]
 
 
 @SHELLS
@@ -279,21 +278,28 @@ def test_an_attempt_that_was_prepared_and_did_not_begin_is_prepared_anew(
     attempts: Attempts, folder: Path
 ):
     attempts.prepare(RUN, b"before")
+    attempts.revoke(RUN)
 
     path = attempts.prepare(RUN, b"after")
 
     assert path is not None
     assert Path(path).read_bytes() == b"after\n"
-    assert names_in(folder) == ["0001.1", SCRIPT]
-    assert attempts.prepare(RUN, None) is None
-    assert names_in(folder) == ["0001.1"]
+    assert names_in(folder) == ["0001.1.script"]
 
 
-def test_without_room_an_attempt_is_not_prepared(attempts: Attempts, folder: Path):
+@SHELLS
+def test_without_room_for_a_record_nothing_begins(
+    attempts: Attempts, folder: Path, shell: list[str], tmp_path: Path
+):
     folder.rmdir()
+    attempts.prepare(RUN, None)
 
+    wrapper = start_wrapper(attempts, f"touch {tmp_path / 'ran'}", shell)
+
+    assert status_of(wrapper) == NO_RECORD
+    assert not (tmp_path / "ran").exists()
     with pytest.raises(OSError, match="No such file"):
-        attempts.prepare(RUN, None)
+        attempts.prepare(RUN, b"long")
 
 
 def test_what_is_over_leaves_nothing(attempts: Attempts, folder: Path):
@@ -308,21 +314,34 @@ def test_what_is_over_leaves_nothing(attempts: Attempts, folder: Path):
 
 def test_of_other_attempts_nothing_is_removed(attempts: Attempts, folder: Path):
     for attempt in (1, 2, 11):
-        attempts.prepare(RunKey(JobId(1), attempt), None)
+        run = RunKey(JobId(1), attempt)
+        attempts.prepare(run, b"long")
+        attempts.revoke(run)
 
     attempts.remove(RUN)
 
-    assert names_in(folder) == ["0001.11", "0001.2"]
+    assert names_in(folder) == ["0001.11", "0001.11.script", "0001.2", "0001.2.script"]
 
 
-def test_all_that_have_folders_are_known_and_nothing_else_is_taken_for_one(
+def test_a_script_that_an_earlier_dispatcher_left_is_removed_with_its_record(
+    attempts: Attempts, folder: Path
+):
+    attempts.prepare(RUN, b"long")
+
+    Attempts(folder).remove(RUN)
+
+    assert names_in(folder) == []
+
+
+def test_all_of_which_something_is_there_are_known_and_nothing_else_is_taken_for_one(
     attempts: Attempts, folder: Path
 ):
     runs = [RUN, RunKey(JobId(1), 12), RunKey(JobId(123_456), 1)]
     for run in runs:
-        attempts.prepare(run, None)
-    for name in ("0002", "0002.", ".1", "x.1", "1.x", "0002.1.2"):
-        (folder / name).mkdir()
+        attempts.prepare(run, b"long")
+    Path(attempts.record_path(RUN)).write_bytes(b"12\n")
+    for name in ("0002", "0002.", ".1", "x.1", "1.x", "0002.1.2", "0002.1.x"):
+        (folder / name).touch()
 
     assert sorted(attempts.all()) == runs
 
@@ -345,7 +364,7 @@ def test_a_link_in_place_of_a_script_is_not_written_through(attempts: Attempts, 
     precious = tmp_path / "precious"
     precious.write_text("precious")
     attempts.prepare(RUN, None)
-    script = Path(attempts.record_path(RUN)).with_name(SCRIPT)
+    script = Path(attempts.record_path(RUN) + ".script")
     script.symlink_to(precious)
 
     path = attempts.prepare(RUN, b"long")
@@ -354,21 +373,6 @@ def test_a_link_in_place_of_a_script_is_not_written_through(attempts: Attempts, 
     assert script.read_bytes() == b"long\n"
     assert not script.is_symlink()
     assert precious.read_text() == "precious"
-
-
-def test_a_link_in_place_of_an_attempt_s_folder_is_not_followed(
-    attempts: Attempts, folder: Path, tmp_path: Path
-):
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / SCRIPT).write_text("precious")
-    (folder / "0001.1").symlink_to(precious)
-
-    with pytest.raises(OSError, match=r"0001\.1"):
-        attempts.prepare(RUN, b"long")
-
-    assert names_in(precious) == [SCRIPT]
-    assert (precious / SCRIPT).read_text() == "precious"
 
 
 def test_a_pipe_in_place_of_a_record_makes_nobody_wait(attempts: Attempts):
@@ -381,10 +385,49 @@ def test_a_pipe_in_place_of_a_record_makes_nobody_wait(attempts: Attempts):
     assert (record.pid, record.status) == (None, None)
 
 
-def test_names_of_what_an_attempt_holds_are_told(attempts: Attempts):
-    attempts.prepare(RUN, b"long")
-    attempts.revoke(RUN)
+@pytest.fixture
+def old_folder(folder: Path) -> Path:
+    """Of the attempt, as earlier versions made it."""
+    old = folder / "0001.1"
+    old.mkdir()
+    (old / "script").write_bytes(b"long\n")
+    return old
 
-    folder = Path(attempts.record_path(RUN)).parent
 
-    assert names_in(folder) == sorted([RECORD, SCRIPT])
+def test_what_an_earlier_version_left_is_read_and_removed(
+    attempts: Attempts, folder: Path, old_folder: Path
+):
+    assert attempts.read(RUN) is None
+    (old_folder / "record").write_bytes(b"12\nexit 3\n")
+
+    record = attempts.read(RUN)
+
+    assert record is not None
+    assert (record.pid, record.status) == (12, 3)
+    assert not attempts.revoke(RUN)
+    assert attempts.all() == [RUN]
+    attempts.remove(RUN)
+    assert names_in(folder) == []
+
+
+@SHELLS
+def test_what_an_earlier_version_has_begun_does_not_begin_again(
+    attempts: Attempts, old_folder: Path, shell: list[str]
+):
+    (old_folder / "record").write_bytes(b"12\n")
+
+    with pytest.raises(FileExistsError):
+        attempts.prepare(RUN, None)
+
+    assert status_of(start_wrapper(attempts, "true", shell)) == NO_RECORD
+
+
+def test_what_an_earlier_version_was_about_to_begin_can_be_revoked(
+    attempts: Attempts, folder: Path, old_folder: Path
+):
+    """Its wrapper makes the record in that folder, if it is first."""
+    assert attempts.revoke(RUN)
+
+    assert (old_folder / "record").exists()
+    assert attempts.all() == []
+    assert names_in(folder) == ["0001.1", "record", "script"]

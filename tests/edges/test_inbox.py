@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from smartsched.core.requests import VERSION, Answer, Ask, Pause, Unusable
 from smartsched.edges.clock import SteadyClock
@@ -251,3 +253,44 @@ def test_an_answer_that_finds_no_room_ends_the_request_all_the_same(
 
     assert not has_requests(desk.run)
     assert inbox.take(T0) == []
+
+
+@given(st.lists(st.binary(max_size=60) | st.just(json.dumps(PAUSE).encode()), max_size=3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_whatever_lies_there_is_taken_once_and_can_be_answered(desk: Desk, files: list[bytes]):
+    inbox = desk.open()
+    for number, data in enumerate(files):
+        (desk.folder / f"{number}.request").write_bytes(data)
+
+    taken = inbox.take(T0)
+    for request in taken:
+        inbox.answer(request.id, DONE)
+
+    assert [request.id for request in taken] == [str(number) for number in range(len(files))]
+    assert inbox.take(T0) == []
+    assert not has_requests(desk.run)
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_link(path: Path) -> None:
+    path.symlink_to("/etc/hostname")
+
+
+def a_huge_file(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+@pytest.mark.parametrize("make", [a_pipe, a_link, a_huge_file, Path.mkdir])
+def test_what_is_no_file_of_requests_is_told_and_not_waited_for(
+    desk: Desk, make: Callable[[Path], None]
+):
+    inbox = desk.open()
+    make(desk.folder / "1.request")
+
+    [request] = inbox.take(T0)
+
+    assert isinstance(request, Unusable)

@@ -12,7 +12,7 @@ import pytest
 
 from smartsched.core.events import Event, JobAccepted, RunBegan, RunClosed
 from smartsched.core.model import HostName, JobId, JobSpec
-from smartsched.core.records import encode
+from smartsched.core.records import encode, name_of
 from smartsched.edges.journal import FileJournal
 from smartsched.edges.runs import JOURNAL, Runs
 from smartsched.errors import JournalDamagedError
@@ -131,6 +131,54 @@ def test_writing_nothing_changes_nothing(path: Path):
 
     journal.close()
     assert path.read_bytes() == before
+
+
+def test_what_is_behind_a_mark_is_read_alone(path: Path):
+    journal = opened(path)
+    marks = [journal.mark]
+    for event in HISTORY:
+        assert journal.write([event]) is None
+        marks.append(journal.mark)
+
+    for records, mark in enumerate(marks):
+        assert journal.has_come_by(mark)
+        assert list(journal.replay(after=mark)) == HISTORY[records:]
+        assert journal.mark == marks[-1]
+    journal.close()
+
+
+def test_a_mark_of_another_journal_or_of_more_of_it_is_told(path: Path, tmp_path: Path):
+    written(path, HISTORY)
+    journal, longer = opened(path), opened(tmp_path / "longer")
+    other = opened(tmp_path / "other")
+    longer.write([*HISTORY, *many(3, 1)])
+    other.write([BEGAN, *many(1, 5)])
+
+    assert not journal.has_come_by(longer.mark)
+    assert not journal.has_come_by(other.mark)
+    for each in (journal, longer, other):
+        each.close()
+
+
+def test_of_some_kinds_only_those_are_read(path: Path):
+    written(path, HISTORY)
+    journal = opened(path)
+
+    only = list(journal.replay(only={name_of(JobAccepted)}))
+
+    assert only == [event for event in HISTORY if isinstance(event, JobAccepted)]
+    assert journal.seq == len(HISTORY)
+    journal.close()
+
+
+def test_that_something_was_cut_off_is_still_known_when_it_is_read_again(path: Path):
+    path.write_bytes(written(path, HISTORY) + b"torn")
+    journal = opened(path)
+    for _ in range(2):
+        list(journal.replay())
+
+    assert journal.cut_off_bytes == 4
+    journal.close()
 
 
 def test_the_past_can_be_read_again_while_it_is_being_added_to(path: Path):

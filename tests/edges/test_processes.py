@@ -277,12 +277,26 @@ def test_a_command_of_any_length_runs(dispatcher: Dispatcher, length: int):
     assert dispatcher.run(start + "x" * (length - len(start))) == Exited(5)
 
 
+def test_a_job_is_known_by_when_it_began_as_the_kernel_has_it(dispatcher: Dispatcher):
+    events = [
+        dispatcher.launch(launch_of(f"while [ ! -e gate ]; do sleep 0.02; done # {n}", n))
+        for n in range(1, 6)
+    ]
+
+    for event in events:
+        assert isinstance(event, RunLaunched)
+        stat_line = Path(f"/proc/{event.process.pid}/stat").read_text()
+        assert event.process.start_ticks == int(stat_line.rpartition(")")[2].split()[19])
+    Path("gate").touch()
+    for event in events:
+        dispatcher.exit_of(event.run)
+
+
 def test_a_long_command_s_script_is_private_and_gone_afterwards(dispatcher: Dispatcher):
     run = dispatcher.start(f"while [ ! -e gate ]; do sleep 0.02; done; exit 5 # {LONG}")
-    [script] = dispatcher.attempts_folder.rglob("script")
+    [script] = dispatcher.attempts_folder.glob("*.script")
 
     assert stat.S_IMODE(script.stat().st_mode) == 0o600
-    assert stat.S_IMODE(script.parent.stat().st_mode) == 0o700
     Path("gate").touch()
     assert dispatcher.exit_of(run).ending == Exited(5)
     assert list(dispatcher.attempts_folder.iterdir()) == []

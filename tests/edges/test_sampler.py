@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from smartsched.core.model import (
     GpuKey,
@@ -543,3 +545,51 @@ def test_a_child_inherits_only_its_three_pipes(box_of: MakeBox):
     for fd in before:
         os.close(fd)
     assert sorted(map(int, fds)) == [0, 1, 2, 3]  # 3 is the folder being listed
+
+
+GOOD_LINE = (
+    b'{"smartsched_sample": 1, "time": 1.0, "monotonic_s": 1.0, "host": "here", "whole": true,'
+    b' "gpus": []}\n'
+)
+PIECES = st.sampled_from(
+    [GOOD_LINE, GOOD_LINE[:-1], GOOD_LINE[20:], b"\n", b"{}\n", b"NaN", b"\xff"]
+)
+
+
+@given(st.lists(PIECES | st.binary(max_size=20), max_size=6).map(b"".join))
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30
+)
+def test_whatever_a_child_says_is_seen_up_to_there_and_then_nothing_is_known(
+    tmp_path: Path, data: bytes
+):
+    (tmp_path / "said").write_bytes(data)
+    box = Box("", tmp_path, argv=["/bin/cat", str(tmp_path / "said")])
+    try:
+        box.until(lambda: not box.sampler.pids())
+    finally:
+        box.close()
+
+    *before, last = box.seen
+    lines = data.split(b"\n")[:-1]
+    good = next((n for n, line in enumerate(lines) if line + b"\n" != GOOD_LINE), len(lines))
+    assert len(before) == good
+    assert all(isinstance(each, Snapshot) for each in before)
+    assert isinstance(last, SamplerTrouble)
+
+
+@pytest.mark.parametrize("character", ["x", "\0", "["])
+def test_a_line_without_end_is_given_up_before_it_fills_the_memory(box_of: MakeBox, character: str):
+    box = box_of(f"while True: os.write(1, {character!r}.encode() * 65536)")
+
+    box.until(box.troubles)
+
+    assert "the sampler said something unreadable: a line without end" in box.troubles()[0]
+
+
+def test_what_was_wrong_with_a_line_is_said_in_short(box_of: MakeBox):
+    box = box_of("say(whole='x' * 100_000)")
+
+    box.until(box.troubles)
+
+    assert len(box.troubles()[0]) < 300

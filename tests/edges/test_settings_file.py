@@ -1,9 +1,14 @@
 """Settings files: where their values stand, and whose are believed."""
 
 import os
+import tomllib
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from smartsched.edges.settings_file import Entry, ForeignFileError, read_settings
 from smartsched.errors import UsageError
@@ -146,3 +151,120 @@ def test_a_link_of_ours_is_followed(path: Path, tmp_path: Path):
     path.symlink_to("dotfiles.toml")
 
     assert read_settings(path, "here.toml") == [Entry(("polite",), True, 1)]
+
+
+# --- whatever stands there
+
+
+STATEMENTS = st.lists(
+    st.sampled_from(
+        [
+            "",
+            '  # a comment with ] and "',
+            'KEY = "x"',
+            "KEY = '#'  # ' too",
+            'KEY = "a \\" # ] b"',
+            'KEY = [\n  "]", # "\n\n  [1, 2],\n]',
+            'KEY = """"[\n""\n\\"""" #"""""',
+            "KEY = ''''#\n[x]\n'''''",
+            'KEY = """"""',
+            "KEY = ''",
+            "KEY = {a = [\n1], b = '}'}",
+            'KEY."a]".b = 1.5\r',
+            "[KEY]  # [",
+            "[[KEY.'x[']]",
+        ]
+    ),
+    max_size=12,
+)
+
+
+@given(STATEMENTS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_statements_of_every_form_are_found_where_they_begin(path: Path, statements: list[str]):
+    lines, line = [], 1
+    for statement in statements:
+        if "KEY" in statement:
+            lines.append(line)
+        line += statement.count("\n") + 1
+    text = "".join(
+        statement.replace("KEY", f"k{number}") + "\n" for number, statement in enumerate(statements)
+    )
+
+    found = entries(path, text)
+
+    assert sorted({entry.line for entry in found}) == lines
+    for entry in found:
+        value: Any = tomllib.loads(text)
+        for name in entry.key:
+            value = (value[0] if isinstance(value, list) else value)[name]
+        assert entry.value in (value, {})
+
+
+PIECES = st.sampled_from(
+    [
+        *"[]{}=.,#'\"\\\n\r \t",
+        '"""',
+        "'''",
+        "a",
+        "max-mem",
+        "1",
+        "-",
+        "1e9",
+        "nan",
+        "true",
+        "0x" + "f" * 60,
+        "9" * 30,
+        "2021-01-01",
+        "\\u",
+        "\0",
+        "\x1b",
+        "é",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=15).map("".join))
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300
+)
+def test_any_text_is_read_or_told(path: Path, text: str):
+    with suppress(UsageError):
+        entries(path, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "9" * 5000,
+        "a = 0x" + "f" * 5000,
+        "a = [{b = [0x" + "f" * 5000 + "]}]",
+        "a = 18446744073709551616",
+        "a = " + "[" * 5000 + "]" * 5000,
+        "a = " + "{a=" * 5000 + "1" + "}" * 5000,
+        ".".join("a" * 5000) + " = 1",
+        ".".join(['"a"'] * 5000) + " = 1",
+        "[" + ".".join("a" * 5000) + "]",
+    ],
+    ids=lambda text: text[:12],
+)
+def test_numbers_and_keys_without_end_are_told(path: Path, text: str):
+    path.write_text(text)
+
+    assert complaint(path).startswith("here.toml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = [\n" + "[1],\n" * 10_000 + "]",
+        'a = """' + "\n" * 60_000 + '"""',
+        "\n" * 60_000,
+        ".".join("a" * 200_000) + " = 1",
+    ],
+    ids=lambda text: text[:12],
+)
+@pytest.mark.timeout(20)
+def test_a_long_file_is_read_in_no_time(path: Path, text: str):
+    with suppress(UsageError):
+        entries(path, text)

@@ -27,7 +27,7 @@ from smartsched.core.pilot_news import (
 )
 from smartsched.core.slurm import PilotId
 from smartsched.edges.clock import SteadyClock
-from smartsched.edges.slurm.asking import check, seconds_left
+from smartsched.edges.slurm.asking import check
 from smartsched.edges.slurm.pilots import Slurm
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import UsageError
@@ -88,7 +88,7 @@ class Dispatcher:
         agent.write_text("#!/bin/bash\n" + text)
         (folder / "agent.py").write_text(AGENT_PROGRAM)
         agent.chmod(0o755)
-        self.script = texts.script(f"exec {agent}")
+        self.script = texts.script(str(agent), "")
         self.arguments = texts.sbatch_arguments(
             options,
             self.environment,
@@ -286,6 +286,7 @@ def test_what_is_gone_already_can_be_cancelled_as_well(
     dispatcher.settle()
 
 
+@pytest.mark.soak  # Slurm itself takes its time
 @pytest.mark.timeout(300)
 def test_a_pilot_is_warned_before_its_time_is_over_and_then_ended(
     slurm: SlurmCluster, dispatcher_of: MakeDispatcher
@@ -302,21 +303,6 @@ def test_a_pilot_is_warned_before_its_time_is_over_and_then_ended(
     assert left is not None
     assert 10 < left <= 60
     assert how == "TIMEOUT (TimeLimit)"
-
-
-def test_how_much_of_its_time_is_left_can_be_asked(
-    slurm: SlurmCluster, dispatcher_of: MakeDispatcher
-):
-    limited = dispatcher_of("--time=10").start()
-    unlimited = dispatcher_of().start()
-
-    environment = dict(os.environb)
-
-    assert seconds_left(limited, environment) == pytest.approx(600, abs=60)
-    left = seconds_left(unlimited, environment)  # some versions say: a year
-    assert left is None or left > 300 * 86400
-    assert seconds_left("4711", environment) is None
-    assert seconds_left(limited, {b"PATH": b"/nowhere"}) is None
 
 
 # --- what goes wrong
@@ -372,6 +358,7 @@ def test_without_slurm_s_programs_a_line_says_what_is_needed(
         check(dispatcher.arguments, dispatcher.script, dispatcher.environment)
 
 
+@pytest.mark.soak  # Slurm itself takes its time
 @pytest.mark.timeout(300)
 def test_while_nobody_answers_nothing_is_forgotten_nor_submitted_twice(
     slurm: SlurmCluster, dispatcher_of: MakeDispatcher

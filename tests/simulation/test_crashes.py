@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smartsched.core.apply import replay
 from smartsched.core.events import (
     DrainRequested,
     Event,
@@ -22,6 +23,7 @@ from smartsched.core.events import (
 )
 from smartsched.core.freeness import Share, Thresholds
 from smartsched.core.halt import Halt
+from smartsched.core.ledger import ledger_of
 from smartsched.core.model import Ending, Exited, JobId, JobSpec, Killed, NotStarted, RunKey
 from smartsched.core.policy import Policy
 from smartsched.core.records import decode_line
@@ -81,6 +83,7 @@ class History:
     full_disks: Sequence[tuple[float, float]] = ()
     requests: Sequence[tuple[float, type[DrainRequested | StopRequested]]] = ()
     broken_gpu: bool = False
+    bookmark_every: int | None = None
     asked: Sequence[tuple[float, Request]] = ()
 
 
@@ -96,6 +99,7 @@ def box_of(history: History) -> PretendBox:
     box.requests = sorted([(now + at, kind) for at, kind in history.requests], key=lambda r: r[0])
     first = next(iter(commands))
     box.asked = [(now + at, _of(first, request)) for at, request in history.asked]
+    box.bookmark_every = history.bookmark_every
     if history.broken_gpu:
         box.broken[0] = PretendJob(0.5, ending=Exited(1))
     return box
@@ -188,6 +192,10 @@ def judge(box: PretendBox, state: State, commands: int) -> None:
     cancelled = {job for e in on_disk(box) if isinstance(e, JobsCancelled) for job in e.jobs}
     known = last_attempts.keys() | refused | cancelled
     assert len(known) == commands + added, "given up though it never ran"
+    given_up = replay(Policy(""), on_disk(box)).given_up
+    failed = {job: each.job for job, each in given_up.items() if each.outcome == "failed"}
+    by_state = {job: (each.spec, each.attempts) for job, each in failed.items()}
+    assert ledger_of(on_disk(box)).failed == by_state, "a failure would not be tried again"
     told = [tell.ended.key for tell in box.told]
     assert len(told) == len(set(told)), "told twice"
 
@@ -328,6 +336,15 @@ def test_nothing_is_lost_and_nothing_run_twice_whenever_dispatchers_die(
     lived(history, deaths)
 
 
+@given(histories, deaths, st.sampled_from([1, 5, 30]))
+@settings(max_examples=EXAMPLES // 4, deadline=None, suppress_health_check=UNHURRIED)
+def test_by_a_bookmark_dispatchers_know_what_all_of_the_journal_says(
+    history: History, deaths: list[Death], bookmark_every: int
+):
+    """The box sees to it whenever one goes on."""
+    lived(replace(history, bookmark_every=bookmark_every), deaths)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @given(histories, deaths)
@@ -335,7 +352,7 @@ def test_nothing_is_lost_and_nothing_run_twice_whenever_dispatchers_die(
 def test_nothing_is_lost_and_nothing_run_twice_in_very_many_histories(
     history: History, deaths: list[Death]
 ):
-    lived(history, deaths)
+    lived(replace(history, bookmark_every=len(deaths) or None), deaths)
 
 
 # --- every moment of one history
@@ -371,6 +388,14 @@ def test_another_dispatcher_can_take_over_at_each_moment(death: Death):
 
     for moment in range(1, moments + 1):
         lived(MIXED, [replace(death, moment=moment)])
+
+
+def test_another_dispatcher_can_take_over_by_a_bookmark_at_each_moment():
+    history = replace(MIXED, bookmark_every=2)
+    moments = lived(history, []).moments
+
+    for moment in range(1, moments + 1):
+        lived(history, [Death(moment)])
 
 
 def test_a_dispatcher_that_takes_over_may_die_at_each_moment_too():

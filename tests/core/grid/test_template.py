@@ -1,8 +1,11 @@
 """A template into texts and places, each with the quoting that is right there."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smartsched.core.grid.template import (
     Place,
@@ -183,3 +186,54 @@ def test_what_would_not_come_through_a_list_as_a_command_is_refused(
 )
 def test_what_does_come_through_is_not_refused(template: str, given: Sequence[str]):
     check(template, *given)
+
+
+PIECES = st.sampled_from(
+    [
+        "{x}",
+        "{x:raw}",
+        "{y}",
+        "{{",
+        "}}",
+        "{",
+        "}",
+        "'",
+        '"',
+        "`",
+        "$",
+        "$(",
+        ")",
+        "${{",
+        "(",
+        "\\",
+        "#",
+        " ",
+        "\n",
+        "a",
+        "\\\n",
+        "\r",
+        "\0",
+        "\udcff",
+        "{ }",
+        "{x:",
+        "%",
+        "%s",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=12).map("".join), st.text(max_size=4))
+@settings(max_examples=300)
+def test_whatever_is_given_is_a_template_or_told(text: str, value: str):
+    with suppress(UsageError):
+        parts = parse_template(text)
+        check_is_command(parts, lambda _: [value])
+        written = "".join(p if isinstance(p, str) else p.quote(value) for p in parts)
+        assert written.strip()
+
+
+@pytest.mark.parametrize("piece", ["\\", "(", "${{", "`", "{{", "a{x}", '"', "$("])
+@pytest.mark.timeout(60)
+def test_a_long_template_is_read_in_no_time(piece: str):
+    with suppress(UsageError):
+        parse_template(piece * 100_000)

@@ -1,8 +1,11 @@
 """What -p NAME takes: values, ranges and distributions."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smartsched.core.grid.values import RESOLUTION, Values, split_at_commas, values_of
 from smartsched.errors import UsageError
@@ -149,3 +152,43 @@ def test_what_the_user_wrote_is_told_from_numbers():
     values: Values = values_of(["none", "int:1:3"])
 
     assert values.given == ("none",)
+
+
+FIELDS = st.sampled_from(
+    [
+        "",
+        "0",
+        "1",
+        "-5",
+        "1e-300",
+        "1e300",
+        "0.1",
+        "9" * 30,
+        "1e999",
+        "nan",
+        "inf",
+        "x",
+        "2",
+        "1000",
+    ]
+)
+WORDS = st.builds(
+    lambda kind, fields: ":".join([kind, *fields]),
+    st.sampled_from(["int", "lin", "log", "uniform", "loguniform", "choice", "text", "7", "INT"]),
+    st.lists(FIELDS, max_size=4),
+)
+
+
+@given(st.lists(WORDS | FIELDS | st.text(max_size=6), max_size=3))
+@settings(max_examples=300)
+def test_whatever_is_given_is_values_that_can_be_written_or_told(words: list[str]):
+    with suppress(UsageError):
+        found = values_of(words)
+        for position in {0, found.count // 2, found.count - 1}:
+            assert isinstance(found.text(position), str)
+
+
+def test_values_beside_a_range_without_end_are_looked_up_in_it():
+    assert values_of([f"int:0:{10**29}", "0.5"]).count == 10**29 + 2
+    with pytest.raises(UsageError, match="'5' is there twice"):
+        values_of([f"int:0:{10**29}", "5"])

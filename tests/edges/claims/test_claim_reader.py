@@ -1,6 +1,7 @@
 """Who is believed to claim, and how little a folder full of traps can do about it."""
 
 import fcntl
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from math import inf
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from smartsched.core.model import ClaimGranted, ClaimRefused
-from smartsched.edges.claim_reader import LONGEST_FILE_BYTES, MOST_FILES
+from smartsched.edges.claim_reader import LONGEST_FILE_BYTES, MOST_FILES, ClaimReader
 from smartsched.edges.claims import FolderClaims
 from tests.builders import T0
 from tests.edges.claims.claimants import (
@@ -416,3 +419,47 @@ def test_too_much_to_read_leaves_unknown_what_is_claimed(
 
     assert isinstance(answer, ClaimRefused)
     assert "there is too much in it" in answer.why[0][1]
+
+
+TEXTS = st.sampled_from([A.uuid, "", "\x1b[2J", "\ud800", "x" * 300]) | st.text(max_size=5)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([os.getpid(), 10**400, 2**31, 2**63])
+    | TEXTS,
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(TEXTS, values, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(["gpus", "run", "pid", "start_ticks", "place", "x"])
+GPUS = st.lists(st.dictionaries(st.sampled_from(["uuid", "x"]), JSON), max_size=3)
+SAID = st.dictionaries(FIELDS, JSON) | st.builds(
+    lambda said, gpus: {**said, "gpus": gpus}, st.dictionaries(FIELDS, JSON), GPUS
+)
+
+
+@given(
+    SAID.map(lambda said: claim(**said))
+    | JSON.map(lambda said: json.dumps(said).encode())
+    | st.binary(max_size=100),
+    st.integers(0, 200),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_whatever_somebody_writes_claims_gpus_or_nothing(
+    folder: Path, data: bytes, cut_off_bytes: int
+):
+    reader = ClaimReader(tidy_up=False)
+    trap_in(folder).write_bytes(data[: len(data) - cut_off_bytes] if cut_off_bytes < 50 else data)
+    folder_fd = os.open(folder, os.O_RDONLY)
+
+    with ExitStack() as soon:
+        soon.callback(os.close, folder_fd)
+        locked(soon, trap_in(folder))
+        claimants = reader.read(folder_fd, None)
+
+    for uuid, claimant in claimants.items():
+        assert isinstance(uuid, str)
+        assert str(claimant).isprintable()
+        assert len(str(claimant)) < 120
+    assert all(complaint.isprintable() for complaint in reader.complaints(folder))

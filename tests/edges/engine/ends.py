@@ -68,7 +68,7 @@ class End:
             stream.close()
 
     def listening(self) -> list[Any]:
-        connections = psutil.Process(self.process.pid).net_connections("all")
+        connections = [c for c in psutil.net_connections("all") if c.pid == self.process.pid]
         return [c for c in connections if c.status == psutil.CONN_LISTEN or c.type == 2]
 
     def _listen(self) -> None:

@@ -243,3 +243,34 @@ def test_nothing_is_left_when_both_have_ended(
     wait_until(lambda: psutil.Process().num_fds() == descriptors)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == limit
     assert os.listdir() == []
+
+
+def test_no_end_holds_back_what_it_has_to_say(
+    hub: Hub, link_to: Callable[..., Link], waiter: Waiter
+):
+    agent = Ear(link_to(hub), waiter)
+    wait_until(lambda: agent.has(Connected))
+
+    ours = [c for c in psutil.net_connections("tcp") if c.pid == os.getpid()]
+    met = [c for c in ours if c.status == psutil.CONN_ESTABLISHED]
+    ports = [(c.fd, c.laddr[1], c.raddr[1]) for c in met if c.laddr and c.raddr]
+    fds = [fd for fd, here, there in ports if hub.port in (here, there)]
+
+    assert len(fds) == 2
+    for fd in fds:  # what the other end has not confirmed yet is no reason to wait
+        with socket.socket(fileno=os.dup(fd)) as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_link_that_is_told_of_another_place_leaves_one_that_does_not_answer(
+    hub: Hub, link_to: Callable[..., Link], waiter: Waiter
+):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        link = link_to(hub, addresses=[f"127.0.0.1:{silent.getsockname()[1]}"] * 20)
+        with silent.accept()[0]:  # it is being tried
+            agent = Ear(link, waiter)
+            link.set_addresses([f"localhost:{hub.port}"])
+
+            wait_until(lambda: agent.has(Connected))
+
+    assert agent.of(NotReached) == []

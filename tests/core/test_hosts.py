@@ -1,0 +1,554 @@
+"""Decisions over several hosts: what is started where, what is stopped, and what is waited for."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from smartsched.core import sight
+from smartsched.core.actions import Checkpoint, Kill, Launch, Terminate
+from smartsched.core.apply import apply, replay
+from smartsched.core.decide import UNKILLABLE_AFTER_SECONDS, Decision, decide, is_given_up
+from smartsched.core.events import (
+    Event,
+    GpuReleased,
+    JobFinished,
+    JobRequeued,
+    RunCleared,
+    RunExited,
+    RunKilled,
+    RunLaunched,
+    RunPlaced,
+    RunStopping,
+    StopRequested,
+)
+from smartsched.core.impossible import impossible
+from smartsched.core.model import (
+    Asked,
+    Ending,
+    Exited,
+    GpuReading,
+    GpuUnreadable,
+    HostAway,
+    HostHere,
+    HostName,
+    Killed,
+    Lost,
+    PlacedGpu,
+    Placement,
+    Run,
+)
+from smartsched.core.settle import settle
+from smartsched.core.state import State, is_out_of_reach
+from smartsched.core.status import status
+from tests.builders import (
+    GIB,
+    T0,
+    a_key,
+    a_policy,
+    a_process,
+    a_process_id,
+    a_run,
+    a_sample,
+    a_snapshot,
+    exited,
+    listed,
+    see,
+    used_by,
+)
+
+GPU1, GPU2 = HostName("gpu1"), HostName("gpu2")
+
+
+def a_cluster(*commands: str, more: Iterable[Event] = (), **policy: Any) -> State:
+    """Of which nobody has seen a host yet."""
+    events = [*listed(*commands), *more]
+    return replay(a_policy(**{"spans_hosts": True, "hosts_may_come": False} | policy), events)
+
+
+def on(index: int = 0, host: HostName = GPU1, **fields: Any) -> GpuReading:
+    return a_sample(index, key=a_key(index, host), **fields)
+
+
+def here(state: State, host: HostName, *gpus: GpuReading, at: float = 0.0, cores: int = 2) -> None:
+    """Its agent is, with these GPUs."""
+    see(state, HostHere(host, f"node-{host}", cores), T0 + at)
+    if gpus:
+        see(state, a_snapshot(*gpus, at=T0 + at, host=host))
+
+
+def away(state: State, host: HostName, *, at: float = 0.0, for_good: bool = False) -> None:
+    see(state, HostAway(host, "out of reach", for_good), T0 + at)
+
+
+def begun(job: int = 1, host: HostName = GPU1, index: int = 0, at: float = 0.0) -> list[Event]:
+    given = PlacedGpu(a_key(index, host), f"{host}/{index}", str(index))
+    return [
+        RunPlaced(T0 + at, a_run(job), Placement((given,))),
+        RunLaunched(T0 + at, a_run(job), a_process_id(), None),
+    ]
+
+
+def starts(decision: Decision) -> list[tuple[int, str]]:
+    """Which job starts where."""
+    return [
+        (action.run.job, action.placement.labels or action.placement.host)
+        for action in decision.actions
+        if isinstance(action, Launch)
+    ]
+
+
+def decided(state: State, at: float = 0.0) -> Decision:
+    return decide(state, T0 + at)
+
+
+def happened(decision: Decision, *kinds: type) -> list[Event]:
+    return [event for event in decision.events if isinstance(event, kinds)]
+
+
+def settled(state: State, at: float = 0.0) -> Event | None:
+    """What is to be recorded next."""
+    return next(settle(state, T0 + at), None)
+
+
+def why_stopped(decision: Decision) -> list[str]:
+    return [event.why for event in decision.events if isinstance(event, RunStopping)]
+
+
+def stopping(job: int = 1, at: float = 0.0, why: Any = "asked") -> RunStopping:
+    return RunStopping(T0 + at, a_run(job), why)
+
+
+# --- where jobs start
+
+
+def test_jobs_start_on_the_gpus_of_all_hosts_and_these_are_called_by_their_hosts():
+    state = a_cluster("a", "b", "c")
+    here(state, GPU1, on(0, GPU1))
+    here(state, GPU2, on(0, GPU2))
+
+    assert starts(decided(state)) == [(1, "gpu1/0"), (2, "gpu2/0")]
+
+
+def test_a_job_on_several_gpus_is_on_one_host():
+    state = a_cluster("a  # smartsched: gpus=2")
+    here(state, GPU1, on(0, GPU1))
+    here(state, GPU2, on(0, GPU2), on(1, GPU2))
+
+    assert starts(decided(state)) == [(1, "gpu2/0,gpu2/1")]
+
+
+def test_a_job_on_several_gpus_waits_for_a_host_that_has_them_free():
+    state = a_cluster("a  # smartsched: gpus=2")
+    here(state, GPU1, on(0, GPU1))
+    stranger = a_process(gib=50.0)
+    here(state, GPU2, on(0, GPU2), used_by(stranger, index=1, key=a_key(1, GPU2)))
+
+    decision = decided(state)
+
+    assert starts(decision) == []
+    assert decision.waiting is not None
+    assert "on one host" in decision.waiting.why
+
+
+def test_nothing_starts_on_a_host_of_which_only_gpus_were_seen():
+    """What its agent has to tell of runs is not known yet."""
+    state = a_cluster("a")
+    see(state, a_snapshot(on(0, GPU1), host=GPU1))
+
+    assert starts(decided(state)) == []
+
+
+def test_nothing_starts_on_a_host_that_is_away_though_its_gpus_were_just_seen():
+    state = a_cluster("a")
+    here(state, GPU1, on(0, GPU1))
+    away(state, GPU1)
+
+    assert starts(decided(state)) == []
+
+
+def test_nothing_starts_on_a_host_that_is_about_to_leave():
+    state = a_cluster("a", "b  # smartsched: gpus=0")
+    here(state, GPU1, on(0, GPU1))
+    see(state, HostHere(GPU1, "node", 2, leaves=True))
+
+    assert starts(decided(state)) == []
+
+
+def test_nothing_starts_on_a_gpu_that_was_not_just_seen_there_though_the_report_has_just_come():
+    state = a_cluster("a")
+    here(state, GPU1)
+    sight.see(state, a_snapshot(on(0, GPU1), at=T0, host=GPU1), T0)
+
+    assert starts(decided(state, 1.0)) == []
+    assert starts(decided(state, 0.04)) == [(1, "gpu1/0")]
+
+
+# --- jobs without a GPU
+
+
+def test_jobs_without_a_gpu_are_spread_by_the_cores_of_hosts():
+    state = a_cluster(*(f"{n}  # smartsched: gpus=0" for n in range(5)))
+    here(state, GPU1, cores=1)
+    here(state, GPU2, cores=3)
+
+    assert starts(decided(state)) == [(1, "gpu2"), (2, "gpu2"), (3, "gpu1"), (4, "gpu2")]
+
+
+def test_those_that_run_already_count_where_they_are():
+    placed = RunPlaced(T0, a_run(1), Placement((), GPU2))
+    state = a_cluster("a  # smartsched: gpus=0", "b  # smartsched: gpus=0", more=[placed])
+    here(state, GPU1, cores=1)
+    here(state, GPU2, cores=1)
+
+    assert starts(decided(state)) == [(2, "gpu1")]
+
+
+def test_without_a_host_a_job_without_a_gpu_waits():
+    state = a_cluster("a  # smartsched: gpus=0")
+    away(state, GPU1)
+
+    decision = decided(state)
+
+    assert starts(decision) == []
+    assert decision.waiting is not None
+    assert decision.waiting.why == "no host is there for a job without a GPU"
+
+
+# --- hosts that leave
+
+
+def leaving(**policy: Any) -> State:
+    state = a_cluster("a", more=begun(), **policy)
+    here(state, GPU1, on(0, GPU1))
+    see(state, HostHere(GPU1, "node", 2, leaves=True))
+    return state
+
+
+@pytest.mark.parametrize(("asks", "action"), [(False, Terminate), (True, Checkpoint)])
+def test_runs_of_a_host_that_leaves_are_told_to_save_their_state(asks: bool, action: Any):
+    decision = decided(leaving(asks_for_checkpoints=asks), 1.0)
+
+    assert happened(decision, RunStopping) == [stopping(at=1.0, why="leaving")]
+    assert action(a_run()) in decision.actions
+
+
+@pytest.mark.parametrize("ending", [Exited(0), Exited(1), Killed(15)])
+def test_what_a_host_that_leaves_has_stopped_is_started_anew_however_it_ended(ending: Ending):
+    state = leaving()
+    for event in (stopping(at=1.0, why="leaving"), exited(at=T0 + 2, ending=ending)):
+        apply(state, event)
+
+    assert settled(state, 2.0) == JobRequeued(T0 + 2, a_run(), "leaving", T0 + 2)
+
+
+def test_to_save_its_state_a_run_has_the_longer_of_both_graces():
+    state = leaving(grace_seconds=5.0, yield_grace_seconds=20.0)
+    apply(state, stopping(at=1.0, why="leaving"))
+
+    assert happened(decided(state, 20.9), RunKilled) == []
+    assert happened(decided(state, 21.0), RunKilled) == [RunKilled(T0 + 21, a_run())]
+
+
+def test_a_host_that_is_gone_for_good_is_forgotten():
+    state = a_cluster("a")
+    here(state, GPU1, on(0, GPU1))
+    here(state, GPU2, on(0, GPU2))
+
+    away(state, GPU1, for_good=True)
+
+    assert list(state.hosts) == [GPU2]
+    assert list(state.gpus) == [a_key(0, GPU2)]
+    assert not state.troubles
+    assert list(state.cards) == [GPU2]
+
+
+def test_what_was_held_on_a_host_that_is_gone_for_good_is_given_back():
+    state = a_cluster("a", more=[*begun(), exited(at=T0 + 1)])
+    here(state, GPU1, on(0, GPU1), at=0.5)
+    away(state, GPU1, at=2.0, for_good=True)
+
+    decision = decided(state, 2.0)
+
+    assert happened(decision, GpuReleased) == [GpuReleased(T0 + 2, a_key(0, GPU1), a_run())]
+    apply(state, decision.events[0])
+    assert not state.holds
+
+
+def test_what_is_held_on_a_host_that_may_come_back_is_not_given_back():
+    state = a_cluster("a", more=[*begun(), exited(at=T0 + 1)])
+    here(state, GPU1, on(0, GPU1), at=0.5)
+    away(state, GPU1, at=2.0)
+
+    assert happened(decided(state, 2.0), GpuReleased) == []
+
+
+def test_what_may_still_run_on_a_host_that_is_gone_for_good_is_held():
+    state = a_cluster("a", more=begun())
+    here(state, GPU1, on(0, GPU1))
+    away(state, GPU1, for_good=True)
+
+    assert happened(decided(state, 2.0), GpuReleased) == []
+
+
+def test_a_host_that_comes_back_after_all_is_used_again():
+    state = a_cluster("a")
+    here(state, GPU1, on(0, GPU1))
+    away(state, GPU1, at=1.0, for_good=True)
+    here(state, GPU1, on(0, GPU1), at=2.0)
+
+    assert starts(decided(state, 2.0)) == [(1, "gpu1/0")]
+
+
+# --- what cannot be reached
+
+
+def out_of_reach(*more: Event, **policy: Any) -> State:
+    """Job 1 runs on a host that is away since T0 + 5."""
+    state = a_cluster("a", "b", more=[*begun(), *more], **policy)
+    here(state, GPU1, on(0, GPU1))
+    away(state, GPU1, at=5.0)
+    return state
+
+
+def back(state: State, at: float) -> State:
+    here(state, GPU1, on(0, GPU1), at=at)
+    return state
+
+
+def run_in(state: State) -> Run:
+    (run,) = state.runs.values()
+    return run
+
+
+def test_a_host_is_out_of_reach_until_its_agent_is_here():
+    state = a_cluster("a")
+    assert is_out_of_reach(state, GPU1)
+
+    here(state, GPU1)
+    assert not is_out_of_reach(state, GPU1)
+    away(state, GPU1)
+
+    assert is_out_of_reach(state, GPU1)
+
+
+def test_on_one_box_nothing_is_out_of_reach():
+    assert not is_out_of_reach(replay(a_policy(), []), GPU1)
+
+
+def test_a_run_out_of_reach_is_not_said_to_have_taken_too_long():
+    """It may have ended by itself long ago."""
+    state = out_of_reach(timeout_seconds=10.0)
+
+    assert decided(state, 60.0).events == []
+    assert happened(decided(back(state, 70.0), 70.0), RunStopping) == [
+        stopping(at=70.0, why="timeout")
+    ]
+
+
+def test_a_run_out_of_reach_does_not_give_way():
+    state = out_of_reach(on_contention="requeue")
+    met = used_by(a_process(gib=50.0), key=a_key(0, GPU1))
+    see(state, a_snapshot(met, at=T0 + 5, host=GPU1))  # its last words
+    assert happened(decided(state, 5.0), RunStopping) == []
+
+    here(state, GPU1, met, at=60.0)
+
+    assert why_stopped(decided(state, 60.0)) == ["contention"]
+
+
+def test_a_run_out_of_reach_is_not_killed_and_has_its_grace_when_it_is_back():
+    state = out_of_reach(stopping(at=1.0, why="timeout"), grace_seconds=10.0)
+
+    assert decided(state, 60.0).events == []
+    back(state, 70.0)
+    assert happened(decided(state, 79.9), RunKilled) == []
+    assert happened(decided(state, 80.0), RunKilled) == [RunKilled(T0 + 80, a_run())]
+
+
+def test_a_run_out_of_reach_is_not_given_up_as_one_that_cannot_be_killed():
+    state = out_of_reach(stopping(at=1.0), RunKilled(T0 + 4.0, a_run()))
+
+    assert not is_given_up(state, run_in(state), T0 + 1000)
+    assert not decided(state, 1000.0).over
+    back(state, 1000.0)
+    assert not is_given_up(state, run_in(state), T0 + 1000 + UNKILLABLE_AFTER_SECONDS - 0.1)
+    assert is_given_up(state, run_in(state), T0 + 1000 + UNKILLABLE_AFTER_SECONDS)
+
+
+def test_a_job_waits_until_what_its_failed_run_left_behind_out_of_reach_is_gone():
+    left = exited(at=T0 + 2, ending=Exited(1), leftovers=1)
+    state = out_of_reach(left, stopping(at=2.0), RunKilled(T0 + 3.0, a_run()), retries=1)
+
+    assert settled(state, 1000.0) is None
+    apply(state, RunCleared(T0 + 1001, a_run()))
+
+    assert isinstance(settled(state, 1001.0), JobRequeued)
+
+
+def test_who_wants_to_end_does_not_wait_for_a_host_that_is_out_of_reach():
+    state = out_of_reach(grace_seconds=10.0)
+    apply(state, StopRequested(T0 + 20, "ctrl-c"))
+
+    decision = decided(state, 20.0)
+    assert happened(decision, RunStopping) == [stopping(at=20.0)]
+    apply(state, stopping(at=20.0))
+    decision = decided(state, 30.0)
+    assert decision.actions == [Kill(a_run())]
+    apply(state, RunKilled(T0 + 30, a_run()))
+
+    assert not decided(state, 30.0).over
+    assert decided(state, 30.0 + UNKILLABLE_AFTER_SECONDS).over
+
+
+def test_what_is_claimed_on_a_host_that_is_away_is_ours_no_more():
+    state = a_cluster("a", claims=True)
+    here(state, GPU1, on(0, GPU1))
+    state.claimed |= {a_key(0, GPU1): T0, a_key(0, GPU2): T0}
+
+    away(state, GPU1)
+
+    assert list(state.claimed) == [a_key(0, GPU2)]
+
+
+# --- what is lost with its host
+
+
+def lost_with_its_host(losses: int, **policy: Any) -> State:
+    state = a_cluster("a", **policy)
+    for attempt in range(1, losses + 1):
+        life: list[Event] = [
+            RunPlaced(T0, a_run(1, attempt), Placement((), GPU1)),
+            RunLaunched(T0, a_run(1, attempt), a_process_id(), None),
+            RunExited(T0, a_run(1, attempt), Lost("its host was out of reach"), 0),
+        ]
+        for event in life:
+            apply(state, event)
+        if attempt < losses:
+            for settled in settle(state, T0):
+                apply(state, settled)
+    return state
+
+
+@pytest.mark.parametrize(("losses", "kind"), [(1, JobRequeued), (5, JobRequeued), (6, JobFinished)])
+def test_jobs_whose_host_is_lost_are_started_anew_a_few_times(losses: int, kind: type):
+    assert isinstance(settled(lost_with_its_host(losses)), kind)
+
+
+def test_a_loss_says_nothing_of_the_gpu():
+    state = a_cluster("a", more=[*begun(), exited(ending=Lost("out of reach"))])
+
+    for event in settle(state, T0):
+        apply(state, event)
+
+    assert state.records == {}
+
+
+# --- what can never be
+
+
+def asked(state: State) -> list[str]:
+    return list(impossible(state).values())
+
+
+def test_a_job_needs_no_more_gpus_than_one_host_has():
+    state = a_cluster("a  # smartsched: gpus=2")
+    here(state, GPU1, on(0, GPU1))
+    here(state, GPU2, on(0, GPU2))
+
+    assert asked(state) == ["it needs 2 GPUs on one host, and none has more than 1"]
+
+
+def test_nothing_is_impossible_while_a_host_has_not_been_seen():
+    state = a_cluster("a  # smartsched: gpus=2")
+    here(state, GPU1, on(0, GPU1))
+    away(state, GPU2)
+
+    assert asked(state) == []
+
+
+def test_a_host_that_was_seen_and_is_away_counts_as_it_was():
+    state = a_cluster("a  # smartsched: gpus=2", "b  # smartsched: gpus=3")
+    here(state, GPU1, on(0, GPU1), on(1, GPU1))
+    away(state, GPU1)
+
+    assert impossible(state).keys() == {Asked(3, None)}
+
+
+def test_nothing_is_impossible_where_other_hosts_may_come():
+    state = a_cluster("a  # smartsched: gpus=9", hosts_may_come=True)
+    here(state, GPU1, on(0, GPU1))
+
+    assert asked(state) == []
+
+
+# --- what people are told
+
+
+def row(state: State, host: HostName) -> Any:
+    found = status(state, None, T0)["hosts"]
+    return next(each for each in found if each["host"] == host)
+
+
+def test_the_status_has_a_line_for_each_host():
+    state = a_cluster("a", more=begun())
+    here(state, GPU1, on(0, GPU1), on(1, GPU1))
+    away(state, GPU2)
+
+    assert row(state, GPU1) == {
+        "host": "gpu1",
+        "node": "node-gpu1",
+        "cores": 2,
+        "standing": "here",
+        "why": "",
+        "gpus": 2,
+        "gpus_in_use": 1,
+        "running": [1],
+    }
+    assert (row(state, GPU2)["standing"], row(state, GPU2)["why"]) == ("away", "out of reach")
+
+
+def test_the_status_says_who_leaves():
+    assert row(leaving(), GPU1)["standing"] == "leaving"
+
+
+def test_one_box_has_no_hosts_in_its_status():
+    state = replay(a_policy(), [])
+    see(state, HostHere(GPU1, "node", 8))
+
+    assert status(state, None, T0)["hosts"] == []
+
+
+def test_why_nothing_starts_names_the_hosts_of_which_nothing_was_seen():
+    state = a_cluster("a")
+    away(state, GPU1)
+
+    waiting = decided(state).waiting
+
+    assert waiting is not None
+    assert "gpu1: out of reach" in waiting.why
+
+
+# --- the user's choice of GPUs
+
+
+def test_the_choice_of_gpus_is_made_for_good_when_a_host_is_seen_first():
+    from smartsched.core.selection import Selection, parse_ids
+
+    state = a_cluster("a", selection=Selection(parse_ids("1")))
+    here(state, GPU1, on(0, GPU1), on(1, GPU1))
+    assert list(state.gpus) == [a_key(1, GPU1)]
+
+    moved = a_sample(0, key=a_key(1, GPU1), memory_total_bytes=100 * GIB)
+    see(state, a_snapshot(moved, at=T0 + 1, host=GPU1))
+
+    assert state.gpus[a_key(1, GPU1)].latest.index == 0
+
+
+def test_a_gpu_that_cannot_be_read_on_one_host_says_nothing_of_another():
+    state = a_cluster("a")
+    broken = GpuUnreadable(a_key(0, GPU1), 0, None, "?", "GPU is lost")
+    here(state, GPU1, broken)
+    here(state, GPU2, on(0, GPU2))
+
+    assert starts(decided(state)) == [(1, "gpu2/0")]
