@@ -23,7 +23,8 @@ class Offset:
 
     def echoed(self, sent_here: Timestamp, arrived_there: float) -> None:
         """They say when a message of ours has come."""
-        self._least = max(self._least, sent_here - arrived_there)
+        since_then = max(0.0, self._as_of - sent_here)
+        self._least = max(self._least, sent_here - arrived_there - _DRIFT * since_then)
 
     def ours(self, there: float) -> Timestamp:
         """In our time, rather too early than too late: what was seen is not taken for newer than
