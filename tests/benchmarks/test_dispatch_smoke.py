@@ -10,6 +10,7 @@ from tests.benchmarks.dispatch import main
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="its jobs ask bash for the time")
 @pytest.mark.skipif(shutil.which("xargs") is None, reason="ratios are to xargs")
+@pytest.mark.timeout(400)  # it measures, on a machine that may be busy
 def test_it_measures_everything_once(capsys: pytest.CaptureFixture[str]):
     tiny = "--jobs 8 --rounds 1 --turns 10 --lines 100 --idle-seconds 0.1"
     inside = "--virtual-jobs 5 --growth 500"
