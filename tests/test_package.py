@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from smartsched import __version__
+from smartsched.edges import checkup
 from tests.lowest import lowest
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +82,10 @@ def test_the_source_holds_what_it_takes_to_build_and_to_test(built: Path):
 
 
 def test_every_package_that_is_needed_says_how_old_it_may_be():
-    assert len(list(lowest())) >= 10
+    needed = list(lowest())
+
+    assert len(needed) >= 10
+    assert f"nvidia-ml-py=={'.'.join(map(str, checkup.OLDEST_BINDING))}" in needed  # as doctor says
 
 
 def test_whoever_builds_it_gets_the_same_bytes(built: Path, tmp_path: Path):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # nvidia-ml-py before this misreads the lists of processes
-_OLDEST_BINDING = (12, 535, 108)
+OLDEST_BINDING = (12, 550, 52)
 # pynvml was a binding of its own; since this it only leads to NVIDIA's
 _FIRST_HARMLESS_PYNVML = 12
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of Linux' proc_ns.h
@@ -113,7 +113,7 @@ def packages_in_the_way() -> Iterator[str]:
     except PackageNotFoundError:
         yield "nvidia-ml-py is not installed: pip install nvidia-ml-py"
         return
-    if _numbers(binding.version) < _OLDEST_BINDING:
+    if _numbers(binding.version) < OLDEST_BINDING:
         yield f"nvidia-ml-py {binding.version} is too old: pip install --upgrade nvidia-ml-py"
     # the sampler does not look in the current folder
     places = [place for place in sys.path if place not in ("", str(Path.cwd()))]
