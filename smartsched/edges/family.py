@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _NANOSECONDS = 1_000_000_000
+_READ_BYTES = 1 << 16
 
 
 class Family:
@@ -232,8 +233,7 @@ def _children() -> list[int]:
     pids: list[int] = []
     try:
         for thread in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{thread}/children", "rb", buffering=0) as listing:
-                pids.extend(map(int, listing.readall().split()))
+            pids.extend(map(int, _contents(f"/proc/self/task/{thread}/children").split()))
     except OSError:
         return _children_by_scan()
     return pids
@@ -275,7 +275,18 @@ def _boot() -> str:
 def _stat(pid: int, number: int) -> bytes:
     """A field of proc(5)'s stat, counted from 1; empty where there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
-            return stat.read(4096).rpartition(b")")[2].split()[number - 3]
+        return _contents(f"/proc/{pid}/stat").rpartition(b")")[2].split()[number - 3]
     except (OSError, IndexError):
         return b""
+
+
+def _contents(path: str) -> bytes:
+    """Of a file in /proc, at every exit of a job: `open` takes thrice as long."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, _READ_BYTES):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)

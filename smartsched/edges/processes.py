@@ -462,7 +462,8 @@ class Processes:
                     self._look_at = float("-inf")
 
     def _count_leftovers(self, leader: _Leader) -> int:
-        if not leader.adopted and not self._family.may_have_left(leader.shell, self._shells()):
+        shells = [other.shell for other in self._leaders.values()]
+        if not leader.adopted and not self._family.may_have_left(leader.shell, shells):
             return 0
         return len(self._members(leader))
 

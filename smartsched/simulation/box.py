@@ -549,8 +549,10 @@ class _Launcher:
         box.let_end()
         told, self.gone = self.gone, []
         for key, run in list(box.living.items()):
+            if key not in self.leaders:
+                continue
             lives_on = run.last_ends_at > box.clock.time
-            if run.has_ended and not run.exit_told and key in self.leaders:
+            if run.has_ended and not run.exit_told:
                 run.exit_told = True
                 at, ending = self._end_by_record(key, now) if run.is_adopted else (now, run.ending)
                 failed = run.job.out_of_memory if ending == run.job.ending else ""

@@ -79,7 +79,7 @@ def throughput(jobs: int, rounds: int) -> dict[str, float]:
     for name in peers:
         found[f"{jobs} x true, {SLOTS} slots: {name}, jobs/s"] = jobs / min(took[name])
         if name != "xargs":
-            found[f"  {name} over xargs"] = min(took["xargs"]) / min(took[name])
+            found[f"  {name}'s share of xargs' throughput"] = min(took["xargs"]) / min(took[name])
     return found
 
 
@@ -98,7 +98,7 @@ def turnaround(jobs: int) -> dict[str, float]:
         found[f"{name_of_it}, median ms"] = medians[name]
         found[f"{name_of_it}, p99 ms"] = gaps[(99 * len(gaps) - 1) // 100]
         if name != "xargs":
-            found[f"  {name} over xargs"] = medians[name] / medians["xargs"]
+            found[f"  {name}'s median over xargs'"] = medians[name] / medians["xargs"]
     return found
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from smartsched.core.freeness import Share, Thresholds
 from smartsched.core.model import Snapshot, Timestamp
-from smartsched.core.policy import Policy
 from smartsched.core.state import State
 from smartsched.simulation.box import PretendBox, PretendJob, commands_at_once
 from tests.builders import INSTANT, a_policy
@@ -26,6 +25,7 @@ _CHILD = "from tests.benchmarks.inside import sample; sample()"
 _ROUNDS = 50
 _ROOT = Path(__file__).parents[2]
 _STEP = 50  # jobs, of which the cost is looked at
+_LOOK_EVERY_SECONDS = 10.0
 
 
 def sampler() -> dict[str, float]:
@@ -100,15 +100,16 @@ def sample() -> None:
 
 
 def virtual_day(jobs: int) -> dict[str, float]:
-    """8 GPUs that are looked at every second, colleagues on half of them now and then."""
+    """8 GPUs that are looked at every ten seconds, colleagues on half of them now and then."""
     names = [f"train --n {n}" for n in range(jobs)]
     arrivals = [(n * DAY_SECONDS / 2 / jobs, name) for n, name in enumerate(names)]
-    box = PretendBox(8, lambda _: PretendJob(600.0), arrivals)
+    box = PretendBox(8, lambda _: PretendJob(600.0), arrivals, interval_seconds=_LOOK_EVERY_SECONDS)
     for gpu in range(4):
         for hour in range(gpu, 24, 4):
             box.visit(gpu, hour * 3600.0, hour * 3600.0 + 1800.0, gib=12)
     began = time.perf_counter()
-    loop = box.run(_policy(Thresholds(Share(10.0), 10.0, free_for_seconds=10.0)), DAY_SECONDS)
+    limits = Thresholds(Share(10.0), 10.0, free_for_seconds=30.0)
+    loop = box.run(a_policy(thresholds=limits, interval_seconds=_LOOK_EVERY_SECONDS), DAY_SECONDS)
     took = time.perf_counter() - began
     name = f"a day in virtual time, {jobs} jobs, 8 GPUs"
     return {f"{name}: s": took, "  of these jobs, done": float(loop.state.totals.ok)}
@@ -124,7 +125,7 @@ def growth(most: int) -> dict[str, float]:
             stamps.append(time.perf_counter())
 
     box.observers.append(look)
-    box.run(_policy(INSTANT))
+    box.run(a_policy(thresholds=INSTANT))
     steps = [1000 * (b - a) / _STEP for a, b in pairwise(stamps)]
     tenth = max(1, len(steps) // 10)
     early, late = min(steps[:tenth]), min(steps[-tenth:])
@@ -133,7 +134,3 @@ def growth(most: int) -> dict[str, float]:
         f"a job, the last of {most}: ms": late,
         "  the last over the first": late / early,
     }
-
-
-def _policy(thresholds: Thresholds) -> Policy:
-    return a_policy(thresholds=thresholds)

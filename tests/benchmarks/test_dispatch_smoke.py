@@ -19,6 +19,8 @@ def test_it_measures_everything_once(capsys: pytest.CaptureFixture[str]):
 
     found = json.loads(capsys.readouterr().out)
     assert found["8 x true, 4 slots: smartsched, jobs/s"] > 0
+    assert found["  smartsched's share of xargs' throughput"] > 0
+    assert found["  smartsched's median over xargs'"] > 0
     assert found["  of these jobs, done"] == 5
     assert {
         "line on stdin to its start: smartsched, median ms",

@@ -68,7 +68,9 @@ def test_a_host_that_cannot_be_used_gets_one_line_and_is_tried_again(lab: Lab):
     all_once(lab, "123")
     assert {host for job in "123" for host in hosts_of(lab, job)} == {"gpu1", "bare", "late"}
     said = {name: len(lines_about(done.err, name)) for name in ("bare", "late", "old", "nowhere")}
-    assert said == {"bare": 2, "late": 2, "old": 1, "nowhere": 1}, done.err  # 2: it is here
+    # The second line: it is here. While it starts, its port may be closed, which is news.
+    late_again = "Connection refused" in done.err
+    assert said == {"bare": 2, "late": 2 + late_again, "old": 1, "nowhere": 1}, done.err
     nobody_is_left(lab)
 
 
@@ -85,7 +87,8 @@ def test_a_machine_that_is_named_twice_is_used_once(lab: Lab):
     done = session.end()
     assert done.status == 0, dump(lab)
     all_once(lab, "12")
-    assert done.err.count("it is the same machine as") == 1
+    told = [line for line in done.err.splitlines() if "it is the same machine as" in line]
+    assert sum("waiting: " not in line for line in told) == 1
     first, second = (e for word in ("start",) for e in lab.accounts.entries(word))
     assert first.uuids == second.uuids
     nobody_is_left(lab)

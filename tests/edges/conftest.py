@@ -3,9 +3,10 @@
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.edges.jobs import Dispatcher
@@ -17,10 +18,15 @@ _PR_SET_CHILD_SUBREAPER = 36
 @pytest.fixture
 def dispatcher_of(tmp_path: Path) -> Iterator[Callable[..., Dispatcher]]:
     """Makes the test's dispatcher; whatever it started is gone after the test."""
-    with ExitStack() as stack:
-        yield lambda **options: Dispatcher(stack, tmp_path, **options)
-    wait_until(_nobody_is_left)
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    others = _children()
+    try:
+        with ExitStack() as stack:
+            yield lambda **options: Dispatcher(stack, tmp_path, **options)
+        wait_until(
+            lambda: _all_reaped(_children() - others), dump=lambda: str(_children() - others)
+        )
+    finally:
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @pytest.fixture
@@ -28,12 +34,14 @@ def dispatcher(dispatcher_of: Callable[..., Dispatcher]) -> Dispatcher:
     return dispatcher_of()
 
 
-def _nobody_is_left() -> bool:
-    """Reaps what was killed; running children of other fixtures may stay."""
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return True
-        if pid == 0:
-            return False
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def _all_reaped(pids: set[int]) -> bool:
+    """Not the children of fixtures that last as long as the session: those stay."""
+    for pid in pids:
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                return False
+    return True
