@@ -31,7 +31,7 @@ demo: $(INSTALLED)  ## set up and run a list of commands on four pretend GPUs
 	  | $(BIN)/smartsched --simulate $(DEMO) --output tag
 
 test: $(INSTALLED)  ## set up and run the tests
-	$(PYTEST) -n 4 --dist worksteal -m 'not gpu and not soak'
+	$(PYTEST) -n 6 --dist worksteal -m 'not gpu and not soak'
 
 check: $(INSTALLED) lint types test  ## what a change has to pass
 

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.edges.jobs import Dispatcher
+from tests.edges.jobs import Dispatcher, our_children
 from tests.waiting import wait_until
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -18,12 +17,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 @pytest.fixture
 def dispatcher_of(tmp_path: Path) -> Iterator[Callable[..., Dispatcher]]:
     """Makes the test's dispatcher; whatever it started is gone after the test."""
-    others = _children()
+    others = our_children()
     try:
         with ExitStack() as stack:
             yield lambda **options: Dispatcher(stack, tmp_path, **options)
         wait_until(
-            lambda: _all_reaped(_children() - others), dump=lambda: str(_children() - others)
+            lambda: _all_reaped(our_children() - others), dump=lambda: str(our_children() - others)
         )
     finally:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
@@ -32,10 +31,6 @@ def dispatcher_of(tmp_path: Path) -> Iterator[Callable[..., Dispatcher]]:
 @pytest.fixture
 def dispatcher(dispatcher_of: Callable[..., Dispatcher]) -> Dispatcher:
     return dispatcher_of()
-
-
-def _children() -> set[int]:
-    return {child.pid for child in psutil.Process().children()}
 
 
 def _all_reaped(pids: set[int]) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
+
 from smartsched.core.actions import Launch
 from smartsched.core.events import RunCleared, RunExited, RunLaunched, RunPostponed
 from smartsched.core.model import (
@@ -60,6 +62,11 @@ def lease_for(
     return lease
 
 
+def our_children() -> set[int]:
+    """Pids."""
+    return {child.pid for child in psutil.Process().children()}
+
+
 class Dispatcher:
     """Starts commands and waits for what becomes of them."""
 
@@ -77,6 +84,7 @@ class Dispatcher:
     ) -> None:
         """`folder`: of the run, perhaps begun by an earlier dispatcher of the same name. `lease`:
         of its runs; None: there is none."""
+        self._others = our_children()
         # jobs are known by it: tests that run at the same time must not find each other's
         self.run_name = run_name or f"test-{uuid.uuid4()}"
         self.clock = SteadyClock()
@@ -118,6 +126,10 @@ class Dispatcher:
 
     def launch(self, launch: Launch) -> RunLaunched | RunPostponed | RunExited:
         return self.processes.launch(launch, self.clock.now())
+
+    def children(self) -> set[int]:
+        """Of ours that came with it; what lasts as long as the session may be there as well."""
+        return our_children() - self._others
 
     def until(self, condition: Callable[[], object]) -> None:
         """Do as the loop does until the condition is true."""

@@ -439,10 +439,10 @@ def test_nothing_of_five_hundred_jobs_stays(dispatcher: Dispatcher):
     for job in range(251, 501):
         dispatcher.start("sleep 0.01 & exit 0", job)
     dispatcher.until(lambda: len(dispatcher.events) >= 500)
-    dispatcher.until(lambda: not psutil.Process().children())
+    dispatcher.until(lambda: not dispatcher.children())
 
     assert os.listdir("/proc/self/fd") == fds_before
-    assert psutil.Process().children() == []
+    assert not dispatcher.children()
 
 
 def test_exits_come_once_each_in_a_crowd(dispatcher: Dispatcher):
@@ -469,7 +469,7 @@ def test_closing_ends_jobs_and_leftovers(dispatcher: Dispatcher):
 def test_a_child_that_ends_while_nobody_waits_is_reaped(dispatcher: Dispatcher):
     run = dispatcher.start("(sleep 0.05 &) ; exit 0")
     dispatcher.exit_of(run)
-    dispatcher.until(lambda: not psutil.Process().children())
+    dispatcher.until(lambda: not dispatcher.children())
 
 
 def test_the_limit_of_open_files_of_the_job_is_ours(dispatcher: Dispatcher):
