@@ -5,7 +5,7 @@ dispatcher, whoever that is by then.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from smartsched.core.actions import Checkpoint, Claim, Kill, Launch, Release, Terminate
@@ -13,6 +13,7 @@ from smartsched.core.events import RunCleared, RunExited, RunLaunched, RunPostpo
 from smartsched.core.messages import (
     AgentEvent,
     Came,
+    Connection,
     Expect,
     Fetched,
     Leave,
@@ -29,6 +30,7 @@ from smartsched.core.model import (
     GpuUuid,
     HostName,
     Lingering,
+    Placement,
     Run,
     RunKey,
     Seen,
@@ -42,6 +44,8 @@ from smartsched.ports import Claims, Lease, LocalLauncher, Logs, Sampler
 
 # An order to start something is of its moment: later somebody else may be on that GPU.
 STALE_AFTER_SECONDS = 5.0
+# Where it cannot be told whether a run is here, since a disk is full, how often to look again.
+_LOOK_AGAIN_SECONDS = 1.0
 
 
 class Agent:
@@ -64,6 +68,7 @@ class Agent:
         self.host = host
         self.is_told_to_leave = False
         self.leaves = False  # soon, and for good: to be set when that is known
+        self.is_unfit = False  # no command can run here: likewise
         self._gpus = gpus
         self._launcher = launcher
         self._claims = claims
@@ -78,9 +83,12 @@ class Agent:
         self._is_awaited = False  # somebody waits for what was seen
         self._launched: dict[RunKey, RunLaunched] = {}
         self._withheld: list[RunExited] = []  # until their logs have arrived
+        self._in_doubt: dict[RunKey, Run] = {}  # expected; nobody knows whether they are here
+        self._look_again_at: Timestamp = float("inf")
         self._answers: list[ClaimAnswer] = []
         self._looks: dict[GpuUuid, Timestamp] = {}  # somebody waits for them, since then
         self._claimed: set[GpuKey] = set()  # or asked for
+        self._placed: dict[RunKey, Placement] = {}  # of those here
         self._obeyed = 0
         self._said_obeyed = -1  # in the last report
         self._heard: tuple[Timestamp, Timestamp] | None = None
@@ -94,13 +102,17 @@ class Agent:
             self._logs.joined()
         self.forget_what_was_seen()
 
-    def obey(self, orders: Orders, now: Timestamp) -> None:
+    def obey(self, orders: Orders, arrived_at: Timestamp, now: Timestamp) -> None:
+        """`now` may be much later than they have arrived, where something has held us up. After
+        orders that are missing none is obeyed: what was in them would seem to have been."""
+        if orders.number != self._obeyed + 1:
+            return
         self._obeyed = orders.number
-        self._heard = (orders.sent_at, now)
-        self._offset.heard(orders.sent_at, now)
+        self._heard = (orders.sent_at, arrived_at)
+        self._offset.heard(orders.sent_at, arrived_at)
         self._forget(orders.acknowledged)
         if self._lease is not None and orders.renewed is not None:
-            self._lease.renew(orders.renewed + self._lease_seconds, now)
+            self._lease.renew(orders.renewed + self._lease_seconds)
         is_late = self._is_late(orders, now)
         if any(isinstance(order, Expect) for order in orders.orders):
             self._give_up_other_claims(orders, now)
@@ -116,6 +128,8 @@ class Agent:
         self._is_awaited = self._is_awaited or self._answers_look(seen)
         self._seen += seen
         self._take_up(self._launcher.take(now))
+        if now >= self._look_again_at:
+            self._look_for(list(self._in_doubt.values()), now)
         self._answers += self._claims.take(now)
 
     def has_news(self) -> bool:
@@ -130,7 +144,6 @@ class Agent:
 
     def report(self, now: Timestamp) -> Report:
         """How this host stands. What is not to be told again is forgotten by it."""
-        living = frozenset(self._launcher.living()) | {event.run for event in self._withheld}
         chunks = tuple(self._logs.chunks()) if self._logs is not None else ()
         report = Report(
             sent_at=now,
@@ -138,10 +151,12 @@ class Agent:
             heard=self._heard,
             seen=tuple(self._seen),
             events=tuple(self._events),
-            living=living,
+            living=self._here(),
             answers=tuple(self._answers),
             chunks=chunks,
             leaves=self.leaves,
+            is_unfit=self.is_unfit,
+            has_logs=self.has_logs(),
             is_urgent=self.has_news() or bool(chunks),
         )
         self.forget_what_was_seen()
@@ -154,19 +169,35 @@ class Agent:
         self._answers.clear()
         self._is_awaited = False
 
+    def give_up_idle_gpus(self, now: Timestamp) -> None:
+        """While nobody is there who would start anything on them."""
+        self._forget_places()
+        used = {gpu.key for placement in self._placed.values() for gpu in placement.gpus}
+        if idle := self._claimed - used:
+            self._claimed -= idle
+            self._claims.release(idle, now)
+
     def is_idle(self) -> bool:
         """Whether nothing of ours runs here."""
-        return not self._launcher.living() and not self._withheld
+        return not self._here()
 
     def is_on_record(self) -> bool:
         """Whether the dispatcher knows all there is to know of runs."""
-        has_logs = self._logs is not None and not self._logs.is_done()
-        return not self._events and not self._withheld and not has_logs
+        return not self._events and not self._withheld
+
+    def has_logs(self) -> bool:
+        """Whether there is more to be sent of runs that have ended."""
+        return self._logs is not None and not self._logs.is_done()
 
     def wake_at(self) -> Timestamp:
         parts = (self._gpus, self._launcher, self._claims)
         logs = float("inf") if self._logs is None else self._logs.wake_at()
-        return min(logs, *(part.wake_at() for part in parts))
+        return min(logs, self._look_again_at, *(part.wake_at() for part in parts))
+
+    def _here(self) -> frozenset[RunKey]:
+        """Runs that are, or may be, or whose end has not been told."""
+        withheld = (event.run for event in self._withheld)
+        return frozenset({*self._launcher.living(), *self._in_doubt, *withheld})
 
     def _do(self, order: Order, now: Timestamp) -> None:  # noqa: C901  # a table
         living = self._launcher.living()
@@ -220,6 +251,7 @@ class Agent:
             return
         outcome = self._launcher.launch(launch, now)
         if isinstance(outcome, RunLaunched):
+            self._placed[launch.run] = launch.placement
             self._know(outcome)
         self._happened(outcome)
 
@@ -231,18 +263,31 @@ class Agent:
     def _expect(self, runs: Iterable[Run], now: Timestamp) -> None:
         known = {event.run for _, event in self._events} | {run.run for run in self._withheld}
         living = self._launcher.living()
+        unknown = []
         for run in runs:
+            self._placed[run.key] = run.status.placement
             if run.key in known:
                 continue
             if self._logs is not None and not isinstance(run.status, Starting | Lingering):
                 self._logs.began(run.key)
             if run.key not in living:
-                for event in self._launcher.adopt(run, now):
-                    if isinstance(event, RunLaunched):
-                        self._know(event)
-                    self._happened(event)
+                unknown.append(run)
             elif isinstance(run.status, Starting) and run.key in self._launched:
                 self._happened(self._launched[run.key])
+        self._look_for(unknown, now)
+
+    def _look_for(self, runs: Sequence[Run], now: Timestamp) -> None:
+        """Those that are expected, and of which nothing is known here."""
+        self._in_doubt.clear()
+        for run in runs:
+            found = self._launcher.adopt(run, now)
+            if found is None:
+                self._in_doubt[run.key] = run
+            for event in found or ():
+                if isinstance(event, RunLaunched):
+                    self._know(event)
+                self._happened(event)
+        self._look_again_at = now + _LOOK_AGAIN_SECONDS if self._in_doubt else float("inf")
 
     def _happened(self, event: AgentEvent) -> None:
         self._number += 1
@@ -269,14 +314,23 @@ class Agent:
                 self._launched.pop(event.run, None)
         if gone:
             self._launcher.written(gone)
+            self._forget_places()
+
+    def _forget_places(self) -> None:
+        here = self._here()
+        self._placed = {run: placement for run, placement in self._placed.items() if run in here}
 
     def _offered(self, seen: Seen, now: Timestamp) -> Seen:
+        """What is not offered is told all the same: how CUDA counts depends on all cards."""
         if not isinstance(seen, Snapshot):
             return seen
-        gpus = seen.gpus
+        withheld: frozenset[GpuUuid] = frozenset()
         if self._selection is not None:
-            gpus = tuple(gpu for gpu in gpus if self._selection.admits(gpu))
-        return replace(seen, gpus=gpus, arrived_at=now)
+            if seen.whole and seen.gpus:
+                self._selection = self._selection.by_uuid(seen.gpus)
+            admits = self._selection.admits
+            withheld = frozenset(gpu.key.uuid for gpu in seen.gpus if not admits(gpu))
+        return replace(seen, withheld=withheld, arrived_at=now)
 
     def _answers_look(self, seen: list[Seen]) -> bool:
         """Whether somebody waits for one of these."""
@@ -299,8 +353,9 @@ class InProcess:
         self._agent = agent
         self._came: list[News] = [came]
 
-    def send(self, host: HostName, orders: Orders) -> None:
-        self._agent.obey(orders, orders.sent_at)
+    def send(self, connection: Connection, orders: Orders) -> bool:
+        self._agent.obey(orders, orders.sent_at, orders.sent_at)
+        return True
 
     def take(self, now: Timestamp) -> list[News]:
         news, self._came = self._came, []
@@ -311,7 +366,7 @@ class InProcess:
             return []
         return [Said(self._agent.host, self._agent.report(now), now)]
 
-    def drop(self, host: HostName) -> None: ...
+    def drop(self, connection: Connection, why: str, keep_out_seconds: float = 0.0) -> None: ...
 
     def wake_at(self) -> Timestamp:
         return self._agent.wake_at()

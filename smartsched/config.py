@@ -298,6 +298,11 @@ def _of_no_effect_on_hosts(args: argparse.Namespace, flags: Collection[str]) -> 
         lonely, goes_with = {"pilots", "gpus_per_pilot"}.intersection(flags), "--slurm"
     for option in sorted(lonely):
         yield f"--{option.replace('_', '-')} goes with {goes_with}"
+    starts_none = spans_hosts(args) and args.hosts is None and args.slurm is None
+    if starts_none and "remote_command" in flags:
+        yield "--remote-command goes with --hosts or --slurm: whoever joins by hand has begun"
+    if spans_hosts(args) and args.on_lost == "keep" and "lease" in flags:
+        yield "--lease goes with --on-lost requeue: what is kept has none"
 
 
 def batch_job() -> str | None:

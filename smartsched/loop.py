@@ -48,7 +48,7 @@ from smartsched.core.model import (
 from smartsched.core.requests import Answer, Ask
 from smartsched.core.settle import settle
 from smartsched.core.sight import hear, judge_again, let_go, see
-from smartsched.core.state import Closing, State, postpone
+from smartsched.core.state import EVERYWHERE, Closing, State, postpone
 from smartsched.core.status import status
 from smartsched.core.steering import steer
 from smartsched.ports import (
@@ -333,9 +333,9 @@ class Loop:
         decision.events = [e for e in decision.events if getattr(e, "run", None) not in unstarted]
         decision.actions = [a for a in decision.actions if not isinstance(a, Launch)]
         self._unwritten += decision.events
-        postpone(self.state, now, why)
+        postpone(self.state, EVERYWHERE, now, why)
         decision.waiting = Wait(f"nothing is started: {why}")
-        decision.wake_by(self.state.postponed_until)
+        decision.wake_by(self.state.postponed[EVERYWHERE].until)
 
     def _act(self, actions: Iterable[Action], now: Timestamp) -> bool:
         """Whether all of it went as decided; if not, there is something new to decide."""

@@ -22,7 +22,7 @@ from smartsched.core.events import (
     RunRevoked,
     StopRequested,
 )
-from smartsched.core.messages import AgentEvent, Chunk, News, Orders
+from smartsched.core.messages import AgentEvent, Chunk, Connection, News, Orders
 from smartsched.core.model import (
     BadLine,
     ClaimAnswer,
@@ -172,8 +172,11 @@ class LocalLauncher(Protocol):
         """Start it, or say why not: RunExited with NotStarted, or RunPostponed."""
         ...
 
-    def adopt(self, run: Run, now: Timestamp) -> Sequence[RunLaunched | RunRevoked | RunAdopted]:
-        """Look after a run of an earlier dispatcher or agent, as above."""
+    def adopt(
+        self, run: Run, now: Timestamp
+    ) -> Sequence[RunLaunched | RunRevoked | RunAdopted] | None:
+        """Look after a run of an earlier dispatcher or agent, as above. None: whether it is here
+        cannot be told at the moment, and has to be asked again."""
         ...
 
     def terminate(self, run: RunKey) -> None: ...
@@ -191,7 +194,7 @@ class LocalLauncher(Protocol):
 class Lease(Protocol):
     """Until when runs may go on though nobody hears from the dispatcher."""
 
-    def renew(self, until: Timestamp, now: Timestamp) -> None: ...
+    def renew(self, until: Timestamp) -> None: ...
 
 
 class Logs(Protocol):
@@ -224,16 +227,18 @@ class Logs(Protocol):
 class Transport(Protocol):
     """Carries messages between the dispatcher and the agents of hosts, whatever they mean."""
 
-    def send(self, host: HostName, orders: Orders) -> None:
-        """To the agent of this host; it is lost if there is none now."""
+    def send(self, connection: Connection, orders: Orders) -> bool:
+        """To the agent at the other end, and to no other; lost if that is gone. False: they are too
+        long, and were not sent."""
         ...
 
     def take(self, now: Timestamp) -> Sequence[News]:
         """What has come since the last call, oldest first."""
         ...
 
-    def drop(self, host: HostName) -> None:
-        """Let go of an agent: no news of it follows until another one joins."""
+    def drop(self, connection: Connection, why: str, keep_out_seconds: float = 0.0) -> None:
+        """Let go of an agent: of this connection nothing counts any more. `keep_out_seconds`: for
+        so long the agent may not come again."""
         ...
 
     def wake_at(self) -> Timestamp: ...
@@ -247,7 +252,10 @@ class Recruiter(Protocol):
         ...
 
     def came(self, host: HostName, now: Timestamp) -> None: ...
-    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None: ...
+    def went(self, host: HostName, now: Timestamp, *, again_in_seconds: float) -> None:
+        """When there is to be another agent, if there can be; inf: never."""
+        ...
+
     def wake_at(self) -> Timestamp: ...
 
 

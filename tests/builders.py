@@ -1,6 +1,6 @@
 """Small valid values of the core, so that a test says only what matters to it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -112,8 +112,10 @@ def a_snapshot(
     whole: bool = True,
     host: str = HOST,
     arrived_at: float | None = None,
+    withheld: Collection[GpuReading] = (),
 ) -> Snapshot:
-    return Snapshot(HostName(host), at, gpus, whole, arrived_at)
+    hidden = frozenset(gpu.key.uuid for gpu in withheld)
+    return Snapshot(HostName(host), at, gpus, whole, arrived_at, hidden)
 
 
 def a_policy(**fields: Any) -> Policy:

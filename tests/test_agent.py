@@ -86,7 +86,7 @@ class FakeLauncher:
     runs: set[RunKey] = field(default_factory=set)
     done: list[tuple[str, RunKey]] = field(default_factory=list)
     news: list[Any] = field(default_factory=list)
-    adopted: list[RunLaunched | RunRevoked | RunAdopted] = field(default_factory=list)
+    adopted: list[RunLaunched | RunRevoked | RunAdopted] | None = field(default_factory=list)
     safe: list[Event] = field(default_factory=list)
 
     def launch(self, launch: Launch, now: Timestamp) -> Any:
@@ -96,7 +96,9 @@ class FakeLauncher:
         self.runs.add(launch.run)
         return RunLaunched(now, launch.run, a_process_id(), "/logs/1.log")
 
-    def adopt(self, run: Run, now: Timestamp) -> Sequence[RunLaunched | RunRevoked | RunAdopted]:
+    def adopt(
+        self, run: Run, now: Timestamp
+    ) -> Sequence[RunLaunched | RunRevoked | RunAdopted] | None:
         self.done.append(("adopt", run.key))
         return self.adopted
 
@@ -149,7 +151,7 @@ class FakeClaims:
 class FakeLease:
     until: list[Timestamp] = field(default_factory=list)
 
-    def renew(self, until: Timestamp, now: Timestamp) -> None:
+    def renew(self, until: Timestamp) -> None:
         self.until.append(until)
 
 
@@ -200,13 +202,15 @@ class Bench:
         *orders: Order,
         at: float = 0.0,
         late: float = 0.0,
+        held_up: float = 0.0,
         acknowledged: int = 0,
         renewed: float | None = None,
     ) -> None:
-        """Sent so long after T0, and so late."""
+        """Sent so long after T0, and so late; and obeyed so much later."""
         self.orders += 1
         message = Orders(self.orders, T0 + at, orders, acknowledged, renewed)
-        self.agent.obey(message, T0 + AHEAD + at + late)
+        arrived_at = T0 + AHEAD + at + late
+        self.agent.obey(message, arrived_at, arrived_at + held_up)
 
     def happens(self, *news: Any) -> None:
         self.launcher.news += news
@@ -285,6 +289,16 @@ def test_an_order_that_was_on_its_way_for_too_long_starts_nothing():
     bench.told(start(), at=1.0, late=STALE_AFTER_SECONDS + 0.1)
 
     assert (bench.launcher.done, kinds(bench.says())) == ([], ["RunPostponed"])
+
+
+def test_an_order_that_came_in_time_starts_nothing_when_it_is_obeyed_too_late():
+    bench = Bench()
+    bench.told()
+
+    bench.told(start(), at=1.0, held_up=STALE_AFTER_SECONDS + 0.1)
+
+    assert (bench.launcher.done, kinds(bench.says())) == ([], ["RunPostponed"])
+    assert bench.says().heard == (T0 + 1.0, T0 + AHEAD + 1.0)
 
 
 def test_an_order_that_is_a_bit_late_starts_it():
@@ -433,6 +447,21 @@ def test_runs_of_which_there_is_news_are_not_looked_for():
     assert kinds(bench.says()) == ["RunLaunched", "RunExited"]
 
 
+def test_of_whom_it_cannot_be_told_whether_he_is_here_is_so_until_that_is_known():
+    bench = Bench()
+    bench.launcher.adopted = None  # the disk is full
+
+    bench.told(Expect((believed(STARTING),)))
+
+    assert bench.says().living == {a_run()}
+    assert not bench.agent.is_idle()
+    assert bench.agent.wake_at() <= T0 + AHEAD + 1.0
+    bench.launcher.adopted = [RunRevoked(T0, a_run())]
+    report = bench.says(at=1.0)
+    assert (report.living, kinds(report)) == (frozenset(), ["RunRevoked"])
+    assert bench.agent.is_idle()
+
+
 def test_an_order_of_long_ago_cannot_start_what_was_revoked():
     bench = Bench()
     bench.launcher.adopted = [RunRevoked(T0, a_run())]
@@ -507,13 +536,38 @@ def test_trouble_with_the_gpus_is_urgent():
     assert bench.says().is_urgent
 
 
-def test_gpus_that_are_not_offered_are_not_told_of():
+def test_gpus_that_are_not_offered_are_told_of_as_such():
     bench = Bench(selection=Selection(parse_ids("1")))
     bench.gpus.seen = [a_snapshot(a_sample(0), a_sample(1))]
 
     (seen,) = bench.says().seen
 
-    assert seen == a_snapshot(a_sample(1), arrived_at=T0 + AHEAD)
+    assert seen == a_snapshot(
+        a_sample(0), a_sample(1), arrived_at=T0 + AHEAD, withheld=[a_sample(0)]
+    )
+
+
+def test_what_was_granted_stays_so_when_cards_are_numbered_anew():
+    bench = Bench(selection=Selection(parse_ids("0,1")))
+    bench.gpus.seen = [a_snapshot(a_sample(0), a_sample(1), a_sample(2))]
+    bench.says()
+    moved = [a_sample(0, key=a_key(1)), a_sample(1, key=a_key(2))]
+
+    bench.gpus.seen = [a_snapshot(*moved)]
+
+    (seen,) = bench.says().seen
+    assert seen == a_snapshot(*moved, arrived_at=T0 + AHEAD, withheld=moved[1:])
+
+
+def test_what_was_granted_by_name_may_come_later():
+    bench = Bench(selection=Selection(parse_ids("GPU-0002")))
+    bench.gpus.seen = [a_snapshot(a_sample(0)), a_snapshot(a_sample(0), a_sample(2))]
+
+    _, seen = bench.says().seen
+
+    assert seen == a_snapshot(
+        a_sample(0), a_sample(2), arrived_at=T0 + AHEAD, withheld=[a_sample(0)]
+    )
 
 
 def test_while_nobody_can_be_told_what_was_seen_is_forgotten_and_what_happened_is_not():
@@ -558,6 +612,30 @@ def test_what_an_earlier_dispatcher_had_claimed_is_given_up_unless_the_next_one_
     bench.told(Expect(()), Claim(((a_key(1), 0),)))
 
     assert bench.claims.released == [a_key(0)]
+
+
+def test_while_nobody_is_there_only_gpus_with_runs_stay_claimed():
+    bench = Bench()
+    bench.told(Claim(((a_key(0), 0),)), Claim(((a_key(1), 0),)), start())
+    bench.says()
+
+    bench.agent.give_up_idle_gpus(T0 + AHEAD)
+
+    assert bench.claims.released == [a_key(1)]
+    bench.happens(ended())
+    bench.agent.give_up_idle_gpus(T0 + AHEAD)
+    bench.agent.give_up_idle_gpus(T0 + AHEAD)
+    assert bench.claims.released == [a_key(1), a_key(0)]
+
+
+def test_gpus_of_runs_that_were_taken_over_stay_claimed_while_nobody_is_there():
+    bench = Bench()
+    bench.launcher.runs.add(a_run())
+
+    bench.told(Expect((believed(RUNNING),)), Claim(((a_key(0), 0),)))
+    bench.agent.give_up_idle_gpus(T0 + AHEAD)
+
+    assert bench.claims.released == []
 
 
 # --- logs

@@ -2,7 +2,7 @@
 
 # ruff: noqa: ARG002  # a fake has the arguments of its port
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,8 +26,10 @@ from smartsched.core.events import (
 from smartsched.core.messages import (
     Came,
     Chunk,
+    Connection,
     Expect,
     Fetched,
+    Garbled,
     Hello,
     Leave,
     Look,
@@ -51,12 +53,15 @@ from smartsched.core.model import (
     HostName,
     JobId,
     Lost,
+    NotStarted,
     Observation,
     PlacedGpu,
     Placement,
+    ProcessId,
     RunKey,
     Snapshot,
     StopReason,
+    Strays,
     Timestamp,
 )
 from smartsched.fleet.claims import FleetClaims
@@ -82,20 +87,26 @@ HELLO = Hello("1.0", "agent-1", "node", 8)
 
 @dataclass
 class FakeTransport:
-    news: list[News] = field(default_factory=list)
-    sent: list[tuple[HostName, Orders]] = field(default_factory=list)
-    dropped: list[HostName] = field(default_factory=list)
-    wake: Timestamp = float("inf")
+    """A connection is called after its host: "gpu1", "gpu1 2" ..."""
 
-    def send(self, host: HostName, orders: Orders) -> None:
-        self.sent.append((host, orders))
+    news: list[News] = field(default_factory=list)
+    sent: list[tuple[Connection, Orders]] = field(default_factory=list)
+    dropped: list[tuple[Connection, float]] = field(default_factory=list)
+    wake: Timestamp = float("inf")
+    too_long: Callable[[Orders], bool] = lambda _: False
+
+    def send(self, connection: Connection, orders: Orders) -> bool:
+        if self.too_long(orders):
+            return False
+        self.sent.append((connection, orders))
+        return True
 
     def take(self, now: Timestamp) -> Sequence[News]:
         news, self.news = self.news, []
         return news
 
-    def drop(self, host: HostName) -> None:
-        self.dropped.append(host)
+    def drop(self, connection: Connection, why: str, keep_out_seconds: float = 0.0) -> None:
+        self.dropped.append((connection, keep_out_seconds))
 
     def wake_at(self) -> Timestamp:
         return self.wake
@@ -113,8 +124,11 @@ class FakeRecruiter:
     def came(self, host: HostName, now: Timestamp) -> None:
         self.met.append(f"{host} came")
 
-    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None:
-        self.met.append(f"{host} went{' for good' if for_good else ''}")
+    def went(self, host: HostName, now: Timestamp, *, again_in_seconds: float) -> None:
+        again = {float("inf"): " for good", 0.0: ""}
+        self.met.append(
+            f"{host} went" + again.get(again_in_seconds, f" for {again_in_seconds:g} s")
+        )
 
     def wake_at(self) -> Timestamp:
         return float("inf")
@@ -128,20 +142,28 @@ class Bench:
         self.state = replay(a_policy(spans_hosts=True, **policy), [*accepted, *events])
         self.transport, self.recruiter = FakeTransport(), FakeRecruiter()
         self.hosts = Hosts(
-            self.transport, self.state, version="1.0", terms=terms, recruiter=self.recruiter
+            self.transport,
+            self.state,
+            version="1.0",
+            terms=terms,
+            recruiter=self.recruiter,
+            named=[GPU1],
         )
         self.gpus = FleetGpus(self.hosts)
         self.launcher = FleetLauncher(self.hosts, self.state)
         self.claims = FleetClaims(self.hosts)
-        self.obeyed: dict[HostName, int] = {}
+        self.connections: dict[HostName, list[Connection]] = {}
 
     def comes(self, host: HostName = GPU1, at: float = 0.0, **hello: Any) -> None:
-        """An agent, and it says at once what it knows."""
-        self.transport.news.append(Came(host, replace(HELLO, sent_at=T0 + AHEAD + at, **hello)))
+        """An agent, over a connection of its own."""
+        before = self.connections.setdefault(host, [])
+        before.append(f"{host} {len(before) + 1}" if before else host)
+        said = replace(HELLO, sent_at=T0 + AHEAD + at, **hello)
+        self.transport.news.append(Came(host, said, before[-1]))
         self.tick(at)
 
     def goes(self, host: HostName = GPU1, at: float = 0.0) -> list[Event]:
-        self.transport.news.append(Went(host, "connection reset"))
+        self.transport.news.append(Went(host, "connection reset", self.connections[host][-1]))
         return self.tick(at)
 
     def says(
@@ -149,12 +171,21 @@ class Bench:
     ) -> list[Event]:
         """All orders so far were obeyed, unless said otherwise. What follows from it."""
         facts: dict[str, Any] = {
-            "obeyed": max((o.number for h, o in self.transport.sent if h == host), default=0),
+            "obeyed": max((orders.number for orders in self.sent(host)), default=0),
             "heard": (T0 + at, T0 + AHEAD + at),
         }
         said = Report(T0 + AHEAD + at, events=events, **(facts | report))
-        self.transport.news.append(Said(host, said, T0 + at))
+        self.hears(host, said, at)
         return self.tick(at)
+
+    def hears(self, host: HostName, report: Report, at: float = 0.0) -> None:
+        """It lies there, and nobody has looked yet."""
+        self.transport.news.append(Said(host, report, T0 + at, self.connections[host][-1]))
+
+    def sent(self, host: HostName = GPU1) -> list[Orders]:
+        """Over its last connection, of what was not looked at yet."""
+        last = self.connections[host][-1]
+        return [orders for to, orders in self.transport.sent if to == last]
 
     def tick(self, at: float) -> list[Event]:
         """As the loop takes in what is new."""
@@ -169,14 +200,13 @@ class Bench:
 
     def told(self, host: HostName = GPU1) -> list[Order]:
         """All orders since the last call."""
-        mine = [
-            order for to, orders in self.transport.sent if to == host for order in orders.orders
-        ]
-        self.transport.sent = [(to, orders) for to, orders in self.transport.sent if to != host]
-        return mine
+        connections = self.connections.get(host, [])
+        sent, self.transport.sent = self.transport.sent, []
+        self.transport.sent = [each for each in sent if each[0] not in connections]
+        return [o for to, orders in sent if to in connections for o in orders.orders]
 
     def last(self, host: HostName = GPU1) -> Orders:
-        return [orders for to, orders in self.transport.sent if to == host][-1]
+        return self.sent(host)[-1]
 
 
 def on(host: HostName = GPU1) -> Placement:
@@ -226,9 +256,7 @@ def test_whoever_comes_is_here_once_he_has_said_what_he_knows_and_that_was_taken
     bench.says(obeyed=0, living=LIVING)
     assert kinds(bench.observed()) == []
 
-    bench.transport.news.append(
-        Said(GPU1, Report(T0 + AHEAD, obeyed=1, events=((1, ended()),)), T0)
-    )
+    bench.hears(GPU1, Report(T0 + AHEAD, obeyed=1, events=((1, ended()),)))
     assert kinds(bench.observed()) == []  # the loop took no events in between
     assert kinds(bench.tick(0.0)) == ["RunExited"]
 
@@ -259,12 +287,74 @@ def test_an_agent_of_another_version_is_sent_off_with_a_reason():
 
     bench.comes(version="0.9")
 
+    assert bench.observed() == [
+        HostAway(GPU1, "its agent has smartsched 0.9, and this is 1.0: install the same")
+    ]
+    assert bench.told() == [Leave()]
+    assert bench.says(GPU1, 1.0, (1, launched())) == []
+    assert bench.recruiter.met == ["gpu1 went for 60 s"]
+
+
+def test_an_agent_of_another_version_that_may_have_jobs_of_the_run_is_kept_out_and_left_alone():
+    """Told to leave, it would take with it how they have ended."""
+    bench = Bench(*running())
+
+    bench.comes(version="0.9", more={"pid": 4711})
+
     (away,) = bench.observed()
     assert isinstance(away, HostAway)
-    assert "0.9" in away.why
+    assert "end that agent, not its jobs: kill 4711; kill 4711; its job is started" in away.why
     assert bench.told() == []
-    assert bench.says(GPU1, 1.0, (1, launched())) == []
-    assert bench.recruiter.met == ["gpu1 went for good"]
+    assert bench.transport.dropped == [(GPU1, 60.0)]
+    assert bench.tick(LEASE.lost_after_seconds - 0.1) == []
+    assert kinds(bench.tick(LEASE.lost_after_seconds)) == ["RunExited"]
+
+
+def test_an_agent_that_cannot_be_understood_is_away_and_tried_again_later():
+    bench = Bench(*running())
+
+    bench.transport.news.append(Garbled(GPU1, "KeyError: 'version'", "some connection"))
+    bench.tick(0.0)
+
+    assert bench.observed() == [HostAway(GPU1, "it says what cannot be read: KeyError: 'version'")]
+    assert bench.transport.dropped == [("some connection", 60.0)]
+    assert bench.recruiter.met == ["gpu1 went for 60 s"]
+
+
+def test_what_cannot_be_read_is_told_once_for_each_connection():
+    bench = Bench(*running())
+    bench.comes()
+    bench.transport.news += [Garbled(GPU1, "no event", GPU1)] * 3
+
+    bench.tick(1.0)
+
+    assert bench.recruiter.met == ["gpu1 came", "gpu1 went for 60 s"]
+    assert kinds(bench.observed(1.0)) == ["HostAway"]
+
+
+def test_whether_commands_can_run_on_a_host_may_change():
+    bench = Bench()
+    bench.comes()
+    bench.says(GPU1, is_unfit=True)
+    assert bench.observed() == [HostHere(GPU1, "node", 8, is_unfit=True)]
+
+    bench.says(GPU1)
+
+    assert bench.observed() == [HostHere(GPU1, "node", 8)]
+
+
+def test_two_pilots_of_one_machine_speak_for_what_each_was_granted():
+    bench = Bench()
+    mine, other = (
+        [a_sample(index, key=a_key(index, host)) for index in (0, 1)] for host in (GPU1, GPU2)
+    )
+    bench.comes(GPU1)
+    bench.says(GPU1, seen=(a_snapshot(*mine, host=GPU1, withheld=mine[1:]),))
+    bench.comes(GPU2)
+
+    bench.says(GPU2, seen=(a_snapshot(*other, host=GPU2, withheld=other[:1]),))
+
+    assert not any(isinstance(each, HostAway) for each in bench.observed())
 
 
 def test_a_machine_that_has_two_names_is_used_by_one():
@@ -292,6 +382,112 @@ def test_gpus_of_which_no_uuid_could_be_read_are_not_the_same_for_that():
     assert "HostAway" not in kinds(bench.observed())
 
 
+# --- several connections, and several machines
+
+
+def test_orders_go_to_the_agent_that_they_were_meant_for():
+    """Another one may have come by then, which knows of nothing yet."""
+    bench = Bench(placed())
+    bench.comes()
+    bench.says(GPU1, 0.1)
+    bench.transport.news += [Went(GPU1, "reset", GPU1), Came(GPU1, HELLO, "another")]
+    bench.transport.sent.clear()
+
+    bench.hosts.send(bench.hosts.by_name[GPU1], Launch(a_run(), a_spec(), on()))
+
+    assert [to for to, _ in bench.transport.sent] == [GPU1]
+
+
+def test_what_was_said_over_another_connection_says_nothing():
+    bench = Bench(*running())
+    bench.comes()
+    bench.says(GPU1, 0.1, living=LIVING)
+    bench.goes(at=1.0)
+    bench.comes(at=2.0)
+    late = Report(T0 + AHEAD, obeyed=99)
+
+    bench.transport.news += [Said(GPU1, late, T0 + 2.1, GPU1), Went(GPU1, "reset", GPU1)]
+
+    assert bench.tick(2.1) == []
+    assert bench.hosts.by_name[GPU1].here
+
+
+def test_orders_are_counted_anew_over_each_connection():
+    bench = Bench()
+    bench.comes()
+    bench.says(GPU1, 1.0)
+    bench.goes(at=2.0)
+
+    bench.comes(at=3.0)
+
+    assert [orders.number for orders in bench.sent()] == [1]
+
+
+HERE, ELSEWHERE = "a1b2", "c3d4"
+
+
+def test_another_machine_that_answers_to_the_name_says_nothing_of_runs_there():
+    bench = Bench(*running())
+    bench.comes(machine=HERE)
+    bench.says(GPU1, 5.0, living=LIVING)
+    bench.goes(at=6.0)
+    bench.observed(6.0)
+
+    bench.comes(at=7.0, machine=ELSEWHERE)
+
+    assert "another machine answers to its name; its job is started anew" in str(bench.observed())
+    assert bench.told()[1:] == []
+    assert bench.transport.dropped == [("gpu1 2", 60.0)]
+    assert bench.recruiter.met[-1] == "gpu1 went for 60 s"
+    assert bench.tick(5.0 + LEASE.lost_after_seconds - 0.1) == []
+    assert kinds(bench.tick(5.0 + LEASE.lost_after_seconds)) == ["RunExited"]
+    bench.comes(at=400.0, machine=ELSEWHERE)
+    assert bench.recruiter.met[-1] == "gpu1 came"
+
+
+def test_the_machine_itself_may_come_back_after_another_one_was_sent_away():
+    bench = Bench(*running())
+    bench.comes(machine=HERE)
+    bench.says(GPU1, 5.0, living=LIVING)
+    bench.comes(at=7.0, machine=ELSEWHERE)
+
+    bench.comes(at=20.0, machine=HERE)
+
+    assert bench.says(GPU1, 21.0, living=LIVING) == []
+    assert bench.tick(6.0 + LEASE.lost_after_seconds) == []
+
+
+def test_a_machine_that_was_rebooted_has_lost_what_ran_there():
+    bench = Bench(*running())
+    bench.comes(machine=HERE)
+    bench.says(GPU1, 5.0, living=LIVING)
+    bench.goes(at=6.0)
+    bench.comes(at=60.0, machine=HERE, agent="agent-2")
+
+    assert kinds(bench.says(GPU1, 61.0)) == ["RunExited"]
+
+
+def test_where_nobody_knows_which_machine_it_is_it_is_the_same():
+    bench = Bench(*running())
+    bench.comes(machine="")
+    bench.goes(at=6.0)
+    bench.comes(at=60.0, machine=HERE, agent="agent-2")
+
+    assert kinds(bench.says(GPU1, 61.0)) == ["RunExited"]
+
+
+@pytest.mark.parametrize(("machine", "is_let_in"), [(HERE, True), (ELSEWHERE, False)])
+def test_a_dispatcher_that_was_resumed_knows_where_its_runs_were_started(
+    machine: str, is_let_in: bool
+):
+    start = replace(launched(), process=ProcessId(100, 1000, f"boot/{HERE}"))
+    bench = Bench(placed(), start)
+
+    bench.comes(machine=machine)
+
+    assert bench.hosts.by_name[GPU1].here == is_let_in
+
+
 # --- starting
 
 
@@ -314,6 +510,46 @@ def test_nothing_is_started_on_a_host_that_is_out_of_reach():
 
     assert isinstance(outcome, RunPostponed)
     assert "gpu1 is out of reach" in outcome.why
+
+
+def test_nothing_is_started_on_a_host_that_has_just_said_that_it_leaves():
+    """It may have gone before the order arrives."""
+    bench = Bench(placed())
+    bench.comes()
+    bench.says(GPU1, 0.1, leaves=True)
+    bench.told()
+
+    outcome = bench.launcher.launch(Launch(a_run(), a_spec(), on()), T0)
+
+    assert isinstance(outcome, RunPostponed)
+    assert bench.told() == []
+
+
+def test_what_is_too_long_to_be_sent_is_given_up():
+    bench = Bench(placed())
+    bench.comes()
+    bench.transport.too_long = lambda orders: bool(orders.orders)
+
+    outcome = bench.launcher.launch(Launch(a_run(), a_spec(), on()), T0)
+
+    assert isinstance(outcome, RunExited)
+    assert outcome.ending == NotStarted(
+        "the command is too long to be sent to another host", for_good=True
+    )
+    before = bench.last().number
+    bench.says(GPU1, 0.1)
+    assert bench.last().number == before + 1
+
+
+def test_what_was_started_is_not_remembered_for_ever():
+    bench = Bench(placed())
+    bench.comes()
+    bench.launcher.launch(Launch(a_run(), a_spec(), on()), T0)
+    assert bench.hosts.by_name[GPU1].launched
+
+    bench.says(GPU1, 0.2, (1, launched(at=AHEAD)), living=LIVING)
+
+    assert not bench.hosts.by_name[GPU1].launched
 
 
 def test_a_start_that_was_refused_is_taken_back():
@@ -406,7 +642,7 @@ def test_what_was_heard_and_not_taken_yet_is_not_acknowledged():
     bench.comes()
     bench.says(GPU1, 0.1, (1, ended(1)), living=frozenset({a_run(2)}))
     said = Report(T0 + AHEAD + 0.2, obeyed=1, events=((1, ended(1)), (2, ended(2))))
-    bench.transport.news.append(Said(GPU1, said, T0 + 0.2))
+    bench.hears(GPU1, said, 0.2)
     bench.observed(0.2)
 
     bench.launcher.written([])
@@ -562,6 +798,50 @@ def test_a_run_that_was_taken_for_lost_and_is_there_after_all_is_killed():
     assert bench.told() == [Kill(a_run())]
 
 
+def test_who_lives_and_is_wanted_no_more_is_killed_once_for_each_report():
+    bench = Bench()
+    bench.comes()
+    strays = frozenset({a_run(7)})
+    bench.says(GPU1, 0.1, living=strays, obeyed=1)
+    bench.told()
+
+    for tenth in range(2, 10):
+        bench.tick(tenth / 10)
+    assert bench.told() == []
+    bench.says(GPU1, 1.0, living=strays, obeyed=2)
+
+    assert bench.told() == [Kill(a_run(7))]
+
+
+def test_the_next_attempt_at_what_lives_and_is_wanted_no_more_has_to_wait():
+    bench = Bench()
+    bench.comes()
+    bench.says(GPU1, 0.1, living=frozenset({a_run(2)}))
+    assert Strays(frozenset({JobId(2)})) in bench.observed(0.1)
+    assert bench.observed(0.2) == []
+    bench.goes(at=1.0)
+    assert kinds(bench.observed(1.0)) == ["HostAway"]
+    bench.comes(at=2.0)
+    assert bench.observed(2.0) == []
+
+    bench.says(GPU1, 3.0)
+
+    assert Strays(frozenset()) in bench.observed(3.0)
+
+
+def test_what_lived_on_a_host_that_is_cut_off_is_gone_when_its_lease_is_over():
+    bench = Bench()
+    bench.comes()
+    bench.says(GPU1, 0.1, living=frozenset({a_run(2)}))
+    bench.goes(at=1.0)
+    bench.observed(1.0)
+    gone_at = 0.1 + LEASE.lost_after_seconds
+    assert bench.hosts.wake_at() <= T0 + gone_at
+
+    assert bench.observed(gone_at - 1) == []
+    assert bench.observed(gone_at) == [Strays(frozenset())]
+
+
 # --- orders about runs
 
 
@@ -615,7 +895,7 @@ def test_what_lay_about_on_its_way_was_not_just_seen():
     sample = a_sample(key=a_key(0, GPU1))
     snapshot = a_snapshot(sample, at=T0 + AHEAD + 2, host=GPU1, arrived_at=T0 + AHEAD + 2)
     report = Report(T0 + AHEAD + 2, obeyed=1, heard=(T0 + 1, T0 + AHEAD + 1), seen=(snapshot,))
-    bench.transport.news.append(Said(GPU1, report, T0 + 7))
+    bench.hears(GPU1, report, 7.0)
 
     (seen,) = [each for each in bench.observed(7.0) if isinstance(each, Snapshot)]
 
@@ -661,18 +941,88 @@ def test_a_look_that_has_to_be_later_is_asked_for_again():
 
 def test_whoever_leaves_says_so_and_is_then_gone_for_good():
     bench = Bench()
-    bench.comes()
-    bench.says(GPU1, 0.1)
+    bench.comes(GPU2)
+    bench.says(GPU2, 0.1)
     bench.observed()
 
-    bench.says(GPU1, 1.0, leaves=True)
-    assert bench.observed(1.0) == [HostHere(GPU1, "node", 8, leaves=True)]
-    bench.goes(at=2.0)
+    bench.says(GPU2, 1.0, leaves=True)
+    assert bench.observed(1.0) == [HostHere(GPU2, "node", 8, leaves=True)]
+    bench.goes(GPU2, at=2.0)
 
     (away,) = bench.observed(2.0)
     assert isinstance(away, HostAway)
     assert away.for_good
+    assert bench.recruiter.met[-1] == "gpu2 went for good"
+
+
+def test_a_host_that_the_user_has_named_may_come_back_after_its_agent_has_left():
+    """As when the machine is rebooted."""
+    bench = Bench()
+    bench.comes()
+    bench.says(GPU1, 0.1, leaves=True)
+    bench.observed()
+
+    bench.goes(at=2.0)
+
+    assert bench.observed(2.0) == [HostAway(GPU1, "it has left")]
+    assert bench.recruiter.met[-1] == "gpu1 went for 60 s"
+
+
+def test_whoever_was_sent_off_is_not_expected_back():
+    bench = Bench()
+    bench.comes()
+    bench.says(GPU1, 0.1)
+    bench.observed()
+    bench.hosts.dismiss(bench.hosts.by_name[GPU1])
+
+    bench.goes(at=2.0)
+
+    assert HostAway(GPU1, "it has left", for_good=True) in bench.observed(2.0)
     assert bench.recruiter.met[-1] == "gpu1 went for good"
+
+
+def test_a_host_that_is_gone_for_good_is_forgotten_once_nothing_is_to_be_heard_of_it():
+    bench = Bench(*running(1, GPU2))
+    bench.comes(GPU2)
+    bench.says(GPU2, 0.1, living=LIVING, leaves=True)
+    bench.goes(GPU2, at=1.0)
+    bench.observed(1.0)
+    assert GPU2 in bench.hosts.by_name
+
+    bench.tick(0.1 + LEASE.lost_after_seconds)
+    bench.tick(1.0 + LEASE.lost_after_seconds)
+    bench.claims.release([a_key(0, GPU2)], T0 + 400)
+
+    assert GPU2 not in bench.hosts.by_name
+
+
+def test_hosts_that_come_and_go_leave_nothing_behind():
+    bench = Bench()
+    for number in range(20):
+        host = HostName(f"pilot-{number}")
+        bench.comes(host)
+        bench.says(host, seen=(a_snapshot(a_sample(key=a_key(number, host)), host=host),))
+        bench.observed()
+        if number % 2:
+            bench.hosts.dismiss(bench.hosts.by_name[host])
+            bench.goes(host)
+        else:
+            bench.goes(host)
+            bench.recruiter.news = [HostAway(host, "its pilot has ended", for_good=True)]
+        bench.observed()
+
+    assert not bench.hosts.by_name
+
+
+def test_whoever_is_here_and_leaves_is_given_nothing_more_whatever_else_he_has_to_tell():
+    bench = Bench(*running())
+    bench.comes()
+    bench.says(GPU1, 0.1, living=LIVING)
+    assert HostHere(GPU1, "node", 8) in bench.observed(0.1)
+
+    bench.hears(GPU1, Report(T0 + AHEAD + 1, obeyed=1, events=((1, ended()),), leaves=True), 1.0)
+
+    assert HostHere(GPU1, "node", 8, leaves=True) in bench.observed(1.0)
 
 
 def test_whoever_is_cut_off_is_away_with_a_word_on_its_jobs():
@@ -698,7 +1048,7 @@ def test_an_agent_that_lives_and_says_nothing_is_let_go():
 
     bench.tick(40.0)
 
-    assert bench.transport.dropped == [GPU1]
+    assert bench.transport.dropped == [(GPU1, 0.0)]
     assert "HostAway" in kinds(bench.observed(40.0))
 
 
@@ -713,9 +1063,7 @@ def test_why_there_is_no_agent_is_told_of_hosts_that_have_none():
 def test_what_came_behind_the_back_of_whoever_takes_it_wakes_the_loop_at_once():
     bench = Bench(*running())
     bench.comes()
-    bench.transport.news.append(
-        Said(GPU1, Report(T0 + AHEAD, obeyed=1, events=((1, ended()),)), T0)
-    )
+    bench.hears(GPU1, Report(T0 + AHEAD, obeyed=1, events=((1, ended()),)))
 
     bench.observed(0.5)
 

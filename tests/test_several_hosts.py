@@ -127,6 +127,14 @@ def test_who_keeps_lost_jobs_has_no_lease():
         (["--lease", "1h"], "--lease goes with --hosts, --slurm or --listen"),
         (["--sync-logs"], "--sync-logs goes with --hosts, --slurm or --listen"),
         (["--hosts", "a", "--pilots", "2"], "--pilots goes with --slurm"),
+        (
+            ["--hosts", "a", "--lease", "1h", "--on-lost", "keep"],
+            "--lease goes with --on-lost requeue: what is kept has none",
+        ),
+        (
+            ["--listen", ":7000", "--remote-command", "x"],
+            "--remote-command goes with --hosts or --slurm: whoever joins by hand has begun",
+        ),
     ],
     ids=" ".join,
 )

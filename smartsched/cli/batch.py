@@ -69,7 +69,9 @@ class _Launcher:
     def launch(self, launch: Launch, now: Timestamp) -> RunLaunched | RunPostponed | RunExited:
         return self._launcher.launch(launch, now)
 
-    def adopt(self, run: Run, now: Timestamp) -> Sequence[RunLaunched | RunRevoked | RunAdopted]:
+    def adopt(
+        self, run: Run, now: Timestamp
+    ) -> Sequence[RunLaunched | RunRevoked | RunAdopted] | None:
         return self._launcher.adopt(run, now)
 
     def terminate(self, run: RunKey) -> None:

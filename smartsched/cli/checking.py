@@ -61,6 +61,7 @@ def _examine() -> Iterator[Finding]:
     yield _folder("logs", Path(args.logs), "--logs")
     yield from _claims(args)
     yield _dispatchers(state)
+    yield _hosts(state)
     yield from _several("limits", checkup.tight_limits(), "of this shell are wide enough")
     yield _place()
 
@@ -218,6 +219,15 @@ def _dispatchers(state: Path) -> Finding:
     alive = checkup.own_dispatchers(state)
     text = f"yours: {', '.join(alive)}" if alive else "none of yours runs"
     return Finding("dispatchers", ok=True, text=text)
+
+
+def _hosts(state: Path) -> Finding:
+    """Who has never used others lacks nothing."""
+    if (why := checkup.why_others_may_join(state / "authority")) is not None:
+        return Finding("hosts", ok=False, text=why)
+    if missing := checkup.missing_for_hosts():
+        return Finding("hosts", ok=True, text=f"to use others (--hosts): {'; '.join(missing)}")
+    return Finding("hosts", ok=True, text="others can be used (--hosts, --slurm)")
 
 
 def _place() -> Finding:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import signal
 import socket
@@ -16,18 +17,20 @@ from smartsched.cli.departed import Departed
 from smartsched.cli.piloting import PilotRecruiter
 from smartsched.cli.recruiting import Part, Recruiters, SshRecruiter
 from smartsched.cli.session import state_folder
+from smartsched.cli.standing_in import StandIns
 from smartsched.config import Config
 from smartsched.core import join as joins
-from smartsched.core import slurm, wire
+from smartsched.core import slurm, wire, words
 from smartsched.core.host_list import HostSpec
 from smartsched.core.join import Join
-from smartsched.core.messages import Came, News, Orders, Said, Went
+from smartsched.core.messages import Came, Connection, Garbled, News, Orders, Said, Went
 from smartsched.core.model import HostName, Timestamp
 from smartsched.core.pilots import Pilots
 from smartsched.core.state import State
 from smartsched.edges.authority import Authority
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.engine import hub as engine
+from smartsched.edges.engine.channel import LARGEST_MESSAGE_BYTES
 from smartsched.edges.engine.hub import Hub
 from smartsched.edges.outputs import log_name
 from smartsched.edges.runs import RunFolder
@@ -38,18 +41,22 @@ from smartsched.edges.starter import SshStarter
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import BadMessageError, StateError
 from smartsched.fleet.hosts import Hosts, Terms
+from smartsched.fleet.launcher import keep_logs
 
 JOIN = "join"  # in the run's folder: for agents that are started by hand
 _PORT = "port"
 _PILOTS = "pilots"  # likewise: what pilots have said
 _USUAL_COMMAND = "smartsched"
-# Beyond the grace of runs that a lease has ended: clocks, watchdogs, a busy host.
-_MARGIN_SECONDS = 15.0
+# Agents that live join again within this, or ssh has told them where we are.
+_GONE_FOR_SURE_SECONDS = 30.0
 _GOODBYE_SECONDS = 5.0
+# As long as logs come, their ends are waited for; but no longer than that.
+_LAST_LOGS_SECONDS = 60.0
 _PILOTS_GOODBYE_SECONDS = 30.0
 # As Slurm's warnings may be, and then there is all that has to be said to and fro.
 _WARNING_IS_LATE_SECONDS = 60.0
 _SLOWEST_ROUTINE_SECONDS = 0.25
+_IS_MARK = re.compile(r"\.[0-9a-f]{16}")
 Warn = Callable[[str], None]
 
 
@@ -61,36 +68,38 @@ class HubTransport:
         self._clock = clock
         self._warn = warn
 
-    def send(self, host: HostName, orders: Orders) -> None:
-        now = replace(orders, sent_at=self._clock.now())
-        self._hub.send(host, wire.encode_orders(now))
+    def send(self, connection: Connection, orders: Orders) -> bool:
+        message = wire.encode_orders(replace(orders, sent_at=self._clock.now()))
+        if len(message) > LARGEST_MESSAGE_BYTES:
+            return False
+        self._hub.send(connection, message)
+        return True
 
     def take(self, now: Timestamp) -> list[News]:
         return [said for news in self._hub.take() if (said := self._read(news)) is not None]
 
-    def drop(self, host: HostName) -> None:
-        self._hub.drop(host)
+    def drop(self, connection: Connection, why: str, keep_out_seconds: float = 0.0) -> None:
+        self._hub.drop(connection, why, keep_out_seconds)
 
     def wake_at(self) -> Timestamp:
         return float("inf")  # its descriptor wakes us
 
     def _read(self, news: engine.News) -> News | None:
+        if isinstance(news, engine.Refused):
+            self._warn(f"somebody at {news.peer} was not let in: {news.why}")
+            return None
+        host, connection = HostName(news.host), news.connection
         try:
             match news:
-                case engine.Came(host, hello):
-                    return Came(HostName(host), wire.decode_hello(hello))
-                case engine.Said(host, message, at_monotonic):
-                    report = wire.decode_report(message, HostName(host))
-                    return Said(HostName(host), report, self._clock.at_monotonic(at_monotonic))
-                case engine.Went(host, why):
-                    return Went(HostName(host), why)
-                case engine.Refused(peer, why):
-                    self._warn(f"somebody at {peer} was not let in: {why}")
-                    return None
+                case engine.Came(hello=hello):
+                    return Came(host, wire.decode_hello(hello), connection)
+                case engine.Said(message=message, at_monotonic=at):
+                    report = wire.decode_report(message, host)
+                    return Said(host, report, self._clock.at_monotonic(at), connection)
+                case engine.Went(why=why):
+                    return Went(host, why, connection)
         except BadMessageError as error:
-            self._warn(f"{news.host} says what cannot be read: {error}")  # type: ignore[union-attr]
-            self._hub.drop(news.host)  # type: ignore[union-attr]
-            return None
+            return Garbled(host, str(error), connection)
 
 
 class ClusterSite:
@@ -108,11 +117,13 @@ class ClusterSite:
         warn: Warn,
         *,
         began_in: str,
+        lost_after_seconds: float | None = None,
         resumed: bool = False,
         looks_only: bool = False,
     ) -> None:
-        """`folder`: of the run. `began_in`: the folder in which it began. `looks_only`: nothing is
-        to be run, and no pilot is submitted for it."""
+        """`folder`: of the run. `began_in`: the folder in which it began. `lost_after_seconds`: see
+        RunBegan, of what this and earlier dispatchers have started. `looks_only`: nothing is to be
+        run, and no pilot is submitted for it."""
         assert config.cluster is not None
         self._args, self._config, self._cluster = args, config, config.cluster
         self._folder, self._began_in = folder, began_in
@@ -132,6 +143,8 @@ class ClusterSite:
         self._write_join_file()
         named = [host.name for host in self._cluster.hosts]
         parts: list[Part] = [SshRecruiter(self._starter, named, self._place())]
+        stand_ins = StandIns(config.working_directory or began_in, warn)
+        parts.append(stand_ins)
         self.pilots: PilotRecruiter | None = None  # None: there are none
         if self._cluster.slurm is not None and not looks_only:
             self.pilots = self._recruit_pilots(stack, self._cluster.slurm, warn, resumed=resumed)
@@ -140,11 +153,13 @@ class ClusterSite:
             HubTransport(self._hub, clock, warn),
             state,
             version=__version__,
-            terms=self._terms(),
+            terms=self._terms(lost_after_seconds),
             recruiter=Recruiters(parts),
+            named=named,
         )
-        if self.pilots is not None:
-            self.pilots.serve(self.hosts)
+        for part in (stand_ins, self.pilots):
+            if part is not None:
+                part.serve(self.hosts)
         self.logs = self._store()
         waiter.on_signal(signal.SIGCHLD, self._reap)
         self.on_child_end: list[Callable[[int], None]] = []
@@ -162,12 +177,25 @@ class ClusterSite:
             self.pilots.end(self._clock.now())
         for host in self.hosts.by_name.values():
             self.hosts.send_off(host)
-        until = self._clock.now() + _GOODBYE_SECONDS
+        self._wait_for_goodbyes()
+        if self.pilots is not None:
+            self._leave_no_pilot(self.pilots)
+        with suppress(OSError):  # it holds a key
+            os.unlink(JOIN, dir_fd=self._folder.fd)
+
+    def _wait_for_goodbyes(self) -> None:
+        """And for what is left of logs."""
+        began = self._clock.now()
+        until, latest = began + _GOODBYE_SECONDS, began + _LAST_LOGS_SECONDS
         while any(h.here for h in self.hosts.by_name.values()) and self._clock.now() < until:
             self._waiter.wait(until)
             self.hosts.pump(self._clock.now())
-        if self.pilots is not None:
-            self._leave_no_pilot(self.pilots)
+            if keep_logs(self.hosts, self.logs):
+                until = min(self._clock.now() + _GOODBYE_SECONDS, latest)
+        for host in self.hosts.by_name.values() if self.logs is not None else ():
+            if host.has_logs and host.hello is not None:
+                where = words.printable(str(host.hello.more.get("logs")))
+                self._warn(f"not all logs have come from {host.name}: the rest is there in {where}")
 
     def _leave_no_pilot(self, pilots: PilotRecruiter) -> None:
         until = self._clock.now() + _PILOTS_GOODBYE_SECONDS
@@ -218,7 +246,7 @@ class ClusterSite:
             departed=Departed(state_folder(self._args) / "agents", self._config.policy.run_id),
             logs=logs,
             place=self._place(),
-            others_may_come=bool(cluster.hosts),
+            others=[host.name for host in cluster.hosts],
             warn=warn,
         )
 
@@ -233,10 +261,13 @@ class ClusterSite:
         limit = slurm.time_limit_seconds(self._cluster.slurm or (), os.environb)
         return slurm.warn_seconds(wanted, limit)
 
-    def _terms(self) -> Terms:
-        policy = self._config.policy
-        margin = policy.grace_seconds + _MARGIN_SECONDS
-        return Terms(self._cluster.lease_seconds, margin)
+    def _terms(self, lost_after_seconds: float | None) -> Terms:
+        """A lease that is shorter than what counts is no less patient."""
+        lease = self._cluster.lease_seconds
+        unheard = _GONE_FOR_SURE_SECONDS if self._args.assume_gone else None
+        if lease is None or lost_after_seconds is None:
+            return Terms(unheard_seconds=unheard)
+        return Terms(lease, lost_after_seconds - lease, unheard)
 
     def _listen(self, stack: ExitStack) -> Hub:
         """Where the dispatcher before us was, and agents still look for one, if that is free."""
@@ -300,8 +331,11 @@ class ClusterSite:
         """In the folder of the logs: who sees it there writes logs that can be read here."""
         folder = Path(self._config.logs).absolute() / self._folder.name
         mark = folder / self._mark
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for name in filter(_IS_MARK.fullmatch, os.listdir(folder)):
+                (folder / name).unlink()  # of a dispatcher that died
             mark.touch(0o600)
         except OSError as error:
             raise StateError(
@@ -312,8 +346,8 @@ class ClusterSite:
         def remove() -> None:
             with suppress(OSError):
                 mark.unlink()
-            for empty in (folder, folder.parent):
-                with suppress(OSError):
+            with suppress(OSError):  # those where something came to lie stay
+                for empty in made:
                     empty.rmdir()
 
         stack.callback(remove)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from smartsched.cli.host import this_host
 from smartsched.cli.hosting import token_of
 from smartsched.core.events import RunExited, RunLaunched
 from smartsched.core.model import (
@@ -25,7 +26,7 @@ from smartsched.core.model import (
 )
 from smartsched.edges.attempts import Attempts
 from smartsched.edges.processes import as_shells_say
-from smartsched.edges.runs import JOBS, RunFolder
+from smartsched.edges.runs import JOBS, RunFolder, Runs
 
 _ENDED = "ended"
 
@@ -64,8 +65,10 @@ class Departed:
                 yield RunExited(at, run.key, ending, leftovers=0)
 
     def forget(self, host: HostName) -> None:
-        """Nothing that is there is of use any more."""
-        shutil.rmtree(self._folder_of(host), ignore_errors=True)
+        """Nothing that is there is of use any more, unless somebody holds it."""
+        folder = self._folder_of(host)
+        if Runs(self._agents, this_host()).who_holds(folder.name) is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _folder_of(self, host: HostName) -> Path:
         return self._agents / "runs" / token_of(self._run_id, host)

@@ -15,7 +15,7 @@ from smartsched.agent import Agent, InProcess
 from smartsched.cli.claiming import claims_for
 from smartsched.cli.desk import Desk
 from smartsched.cli.host import this_host
-from smartsched.cli.session import Session, state_folder
+from smartsched.cli.session import Session, lost_after_seconds, state_folder
 from smartsched.cli.wiring import first_snapshot, start_sampler
 from smartsched.config import Config, keep_from_children
 from smartsched.core import words
@@ -252,6 +252,7 @@ def _cluster(
         waiter,
         warn,
         began_in=os.getcwd(),
+        lost_after_seconds=session.terms.longer(lost_after_seconds(session.config)),
         resumed=session.resumed is not None,
     )
     site.on_child_end += [hooks.ended, notices.ended]

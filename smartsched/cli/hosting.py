@@ -12,7 +12,7 @@ import os
 import signal
 import stat
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,8 @@ from smartsched.cli.session import default_state
 from smartsched.core import join as joins
 from smartsched.core.join import Join
 from smartsched.core.model import HostName
-from smartsched.edges.runs import RunFolder, Runs, open_own_file
+from smartsched.edges.clock import SteadyClock
+from smartsched.edges.runs import JOBS, RunFolder, Runs, open_own_file
 from smartsched.errors import BadMessageError, StateError, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ JOIN, LOG = "join", "agent.log"
 _LARGEST_JOIN_BYTES = 1 << 20
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _UP = b"up\n"
+_OLD_SECONDS = 30 * 86_400
 
 
 def start_in_background(args: argparse.Namespace) -> int:
@@ -172,6 +174,11 @@ def _read_own(path: str) -> bytes:
 
 def _runs(args: argparse.Namespace) -> Runs:
     state = default_state() if args.state is None else Path(args.state).expanduser().absolute()
+    return runs_of_agents(state)
+
+
+def runs_of_agents(state: Path) -> Runs:
+    """The folders of agents, below a state folder."""
     return Runs(state / "agents", this_host())
 
 
@@ -198,8 +205,30 @@ def _hand_over(runs: Runs, join: Join) -> bool:
     return runs.who_holds(name) is not None
 
 
+def forget_old(
+    runs: Runs, older_than_seconds: float = _OLD_SECONDS, *, records_too: bool = False
+) -> int:
+    """What agents have left behind that were killed, and that nobody came back to. How runs ended
+    there is kept for whoever goes on with theirs, unless `records_too`; keys are not. How many
+    agents that were."""
+    oldest, forgotten = SteadyClock().now() - older_than_seconds, 0
+    for name in runs.names():
+        with suppress(StateError, OSError):  # somebody holds it, here or on another host
+            path = runs.path(name)
+            if max(each.lstat().st_mtime for each in (path, *path.iterdir())) >= oldest:
+                continue
+            with closing(runs.open(name)) as folder:
+                if records_too or not any((path / JOBS).glob("*")):
+                    folder.erase()
+                    forgotten += 1
+                else:
+                    (path / JOIN).unlink(missing_ok=True)
+    return forgotten
+
+
 def _folder_for(runs: Runs, join: Join) -> RunFolder:
     """Ours, with the join file in it: there from the last agent, or made now."""
+    forget_old(runs)
     name = _name_of(join)
     if runs.path(name).exists():
         folder = runs.open(name)

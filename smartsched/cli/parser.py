@@ -622,7 +622,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add(
         "--assume-gone",
         action="store_true",
-        help="with --resume: jobs of a container or a machine that is gone are lost",
+        help="with --resume: jobs of a container, a machine or a host that is gone are lost",
     )
     add(
         "--state",
@@ -655,14 +655,15 @@ def _add_hosts(group: argparse._ArgumentGroup) -> None:
         "--lease",
         metavar="TIME",
         default="5m",
-        help="for so long jobs go on on a host that is out of reach (default: %(default)s)",
+        help="for so long jobs go on on a host that is out of reach, and on all of them when this"
+        " process is gone, unless --resume comes before (default: %(default)s)",
     )
     add(
         "--on-lost",
         choices=("requeue", "keep"),
         default="requeue",
-        help="then they are stopped there and started anew elsewhere; or go on, and are waited for"
-        " (default: %(default)s)",
+        help="then they are stopped there and started anew elsewhere; or go on, whatever is gone,"
+        " and are waited for (default: %(default)s)",
     )
     add(
         "--sync-logs",

@@ -1,7 +1,8 @@
 """Gets hosts from Slurm: has pilots submitted as there is use for them, lets them go when there is
 none, and says how they stand and why one has failed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from smartsched.cli.departed import Departed
@@ -17,6 +18,7 @@ from smartsched.core.state import State
 from smartsched.edges.outputs import tail
 from smartsched.edges.slurm.pilots import Slurm
 from smartsched.fleet.hosts import Host, Hosts
+from smartsched.fleet.launcher import end_of_lost
 
 # Python there, on a file system of the network, and the way to us.
 _JOINS_WITHIN_SECONDS = 60.0
@@ -24,9 +26,15 @@ _JOINS_WITHIN_SECONDS = 60.0
 _IS_SEEN_WITHIN_SECONDS = 60.0
 # After its agent has gone.
 _ENDS_WITHIN_SECONDS = 30.0
+# After Slurm has said that a pilot has ended, whatever ran there has.
+_IS_GONE_WITHIN_SECONDS = 60.0
+# Except when it has lost sight of the node: what runs there may go on.
+_OUT_OF_SIGHT = "NODE_FAIL"
 _LOOKS_EVERY_SECONDS = 1.0  # for the end of a pilot
 _ASKS_EVERY_SECONDS = 10.0  # of the records of runs there
 _LONGEST_LAST_WORDS = 200
+_ENDED = "its pilot has ended"
+_HOST = ".host"  # beside the logs: a file for each pilot that has joined, with the host's name
 
 
 class PilotRecruiter:
@@ -40,24 +48,26 @@ class PilotRecruiter:
         departed: Departed,
         logs: Path,
         place: str,
-        others_may_come: bool,
+        others: Collection[HostName],
         warn: Callable[[str], None],
     ) -> None:
         """`logs`: where pilots leave what they say. `place`: where agents find the dispatcher, for
-        people. `others_may_come`: whether there may be hosts that are no pilots."""
+        people. `others`: hosts that are no pilots."""
         self._slurm = slurm
         self._pilots = pilots
         self._departed = departed
         self._logs = logs
         self._place = place
-        self._others_may_come = others_may_come
+        self._others = others
         self._warn = warn
         self._hosts: Hosts | None = None
         self._host_of: dict[PilotId, HostName] = {}
+        self._came_before = _read_hosts(logs)  # with earlier dispatchers
         self._came_at: dict[PilotId, Timestamp] = {}
         self._joins_by: dict[PilotId, tuple[Timestamp, str]] = {}  # and where it runs
         self._absent: dict[PilotId, Timestamp] = {}  # whose end is looked for, and until when
-        self._ended: set[HostName] = set()  # by Slurm's word; runs of ours may be believed there
+        # By Slurm's word; and from when on what is believed to run there has ended as well.
+        self._ended: dict[HostName, Timestamp] = {}
         self._ask_the_ended_at: Timestamp = float("-inf")
         self._gone: list[HostAway] = []
         self._stand: PilotsStand | None = None  # as it was last told
@@ -88,13 +98,15 @@ class PilotRecruiter:
             return
         pilot = PilotId(hello.pilot)
         self._pilots.joined(pilot)
-        self._host_of[pilot] = host
+        if self._host_of.get(pilot) != host:
+            self._host_of[pilot] = host
+            self._remember(pilot, host)
         self._came_at.setdefault(pilot, now)
         self._joins_by.pop(pilot, None)
         self._absent.pop(pilot, None)
         self._slurm.look_soon(now)  # until when it may stay
 
-    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None:
+    def went(self, host: HostName, now: Timestamp, *, again_in_seconds: float) -> None:
         for pilot in [pilot for pilot, name in self._host_of.items() if name == host]:
             self._absent[pilot] = now + _ENDS_WITHIN_SECONDS
 
@@ -144,6 +156,10 @@ class PilotRecruiter:
         """Of a child, perhaps one of ours."""
         self._slurm.ended(pid)
 
+    def remembered(self) -> int:
+        """Of how many pilots it is known where they are; those that are over are forgotten."""
+        return len(self._host_of)
+
     @property
     def _served(self) -> Hosts:
         assert self._hosts is not None
@@ -159,8 +175,8 @@ class PilotRecruiter:
 
     def _here(self) -> Mapping[PilotId, Host]:
         """Those whose agents are."""
-        hosts = ((pilot, self._served.by_name[name]) for pilot, name in self._host_of.items())
-        return {pilot: host for pilot, host in hosts if host.here}
+        hosts = ((pilot, self._served.by_name.get(name)) for pilot, name in self._host_of.items())
+        return {pilot: host for pilot, host in hosts if host is not None and host.here}
 
     def _is_seen_by(self, pilot: PilotId) -> Timestamp:
         """Its GPUs, if they can be seen at all."""
@@ -188,7 +204,9 @@ class PilotRecruiter:
                 if not self._pilots.is_of_use(pilot):
                     self._complain(pilot, how)
                 if pilot in self._host_of:
-                    self._ended.add(self._host_of[pilot])
+                    is_certain = not how.startswith(_OUT_OF_SIGHT)
+                    gone_at = now + _IS_GONE_WITHIN_SECONDS if is_certain else float("inf")
+                    self._ended[self._host_of[pilot]] = gone_at
             case _:
                 pass
 
@@ -214,27 +232,45 @@ class PilotRecruiter:
         """What is known of runs there by other means than from their agents. Where none is believed
         to be, nothing will ever be heard of again."""
         believed = self._served.believed()
-        self._ended.update(name for name in believed if self._has_ended_before(name))
+        for name in believed:
+            if name not in self._ended and self._has_ended_before(name):
+                self._ended[name] = now + _IS_GONE_WITHIN_SECONDS
         if is_due := bool(self._ended) and now >= self._ask_the_ended_at:
             self._ask_the_ended_at = now + _ASKS_EVERY_SECONDS
+        keeps = self._served.terms.lost_after_seconds == float("inf")
         for name in [name for name in self._ended if not self._served.of(name, now).here]:
             if name not in believed:
-                self._ended.discard(name)
-                self._departed.forget(name)
-                self._gone.append(HostAway(name, "its pilot has ended", for_good=True))
+                self._forget(name)
             elif is_due:
                 self._served.learn(name, self._departed.endings(name, believed[name], now), now)
+                if now >= self._ended[name] and keeps:
+                    lost = (e for run in believed[name] for e in end_of_lost(run, _ENDED, now))
+                    self._served.learn(name, lost, now)
 
     def _has_ended_before(self, host: HostName) -> bool:
         """Whether it was the host of a pilot that had ended before this dispatcher began."""
         known = self._served.by_name.get(host)
         if known is None or known.hello is not None:
             return False
-        number = host.rpartition("-")[2]
-        return number.isdecimal() and self._pilots.has_ended(PilotId(number))
+        pilot = self._came_before.get(host)
+        return pilot is not None and host not in self._others and self._pilots.has_ended(pilot)
+
+    def _forget(self, host: HostName) -> None:
+        del self._ended[host]
+        self._departed.forget(host)
+        self._gone.append(HostAway(host, _ENDED, for_good=True))
+        for pilot in [pilot for pilot, name in self._host_of.items() if name == host]:
+            del self._host_of[pilot], self._came_at[pilot]
+
+    def _remember(self, pilot: PilotId, host: HostName) -> None:
+        """Before anything is started there: whoever goes on with the run is to know that it was a
+        pilot's."""
+        if pilot.isdecimal():
+            with suppress(OSError):
+                (self._logs / f"pilot-{pilot}{_HOST}").write_text(host)
 
     def _news_of_all(self) -> list[PilotsStand]:
-        gave_up = "" if self._others_may_come else self._pilots.gave_up or ""
+        gave_up = "" if self._others else self._pilots.gave_up or ""
         stand = PilotsStand(
             self._pilots.summary(),
             self._pilots.may_bring_more(),
@@ -244,3 +280,13 @@ class PilotRecruiter:
             return []
         self._stand = stand
         return [stand]
+
+
+def _read_hosts(folder: Path) -> dict[HostName, PilotId]:
+    """See _remember."""
+    found = {}
+    for path in folder.glob(f"pilot-*{_HOST}"):
+        with suppress(OSError, UnicodeError):
+            host = HostName(path.read_text())
+            found[host] = PilotId(path.stem.removeprefix("pilot-"))
+    return found

@@ -7,7 +7,7 @@ from typing import Protocol
 from smartsched.core import words
 from smartsched.core.model import HostAway, HostName, PilotsStand, Timestamp
 from smartsched.core.standing import BEING_STARTED
-from smartsched.edges.starter import NotStarted, SshStarter
+from smartsched.edges.starter import NotStarted, SshStarter, Started
 
 # A first report may take: the driver of a large box needs seconds.
 _JOINS_WITHIN_SECONDS = 30.0
@@ -23,22 +23,29 @@ class SshRecruiter:
         self._place = place
         self._has_begun = False
         self._here: set[HostName] = set()
-        self._joins_by: dict[HostName, Timestamp] = {}
+        self._joins_by: dict[HostName, tuple[Timestamp, Started]] = {}
 
     def take(self, now: Timestamp) -> list[HostAway]:
         news = self._begin(now)
+        for by, started in list(self._joins_by.values()):
+            if now >= by:
+                del self._joins_by[started.host]
+                self._starter.has_not_joined(started.host, self._why(started), now)
         for each in self._starter.take(now):
             if isinstance(each, NotStarted):
                 again = words.duration(each.retry_at - now)
                 news.append(HostAway(each.host, f"{each.why}; trying again in {again}"))
             elif each.host not in self._here:
-                self._joins_by[each.host] = now + _JOINS_WITHIN_SECONDS
-        for host in [host for host, by in self._joins_by.items() if now >= by]:
-            del self._joins_by[host]
-            why = f"an agent was started there and has not joined: can it reach {self._place}?"
-            news.append(HostAway(host, f"{why} (--listen)"))
-            self._starter.start(host, now)
+                self._joins_by[each.host] = (now + _JOINS_WITHIN_SECONDS, each)
         return news
+
+    def _why(self, started: Started) -> str:
+        """It has not joined."""
+        if started.was_there:
+            why = f"an agent is on {started.host} already and does not answer: does it hang, or"
+        else:
+            why = f"an agent was started on {started.host} and has not joined:"
+        return f"{why} can it not reach {self._place} (--listen)?"
 
     def came(self, host: HostName, now: Timestamp) -> None:
         self._joins_by.pop(host, None)
@@ -46,13 +53,13 @@ class SshRecruiter:
         if host in self._hosts:
             self._starter.joined(host)
 
-    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None:
+    def went(self, host: HostName, now: Timestamp, *, again_in_seconds: float) -> None:
         self._here.discard(host)
-        if host in self._hosts and not for_good:
-            self._starter.start(host, now)
+        if host in self._hosts and again_in_seconds < float("inf"):
+            self._starter.start(host, now, in_seconds=again_in_seconds)
 
     def wake_at(self) -> Timestamp:
-        return min([self._starter.wake_at(), *self._joins_by.values()])
+        return min([self._starter.wake_at(), *(by for by, _ in self._joins_by.values())])
 
     def _begin(self, now: Timestamp) -> list[HostAway]:
         if self._has_begun:
@@ -68,7 +75,7 @@ class Part(Protocol):
 
     def take(self, now: Timestamp) -> Sequence[HostAway | PilotsStand]: ...
     def came(self, host: HostName, now: Timestamp) -> None: ...
-    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None: ...
+    def went(self, host: HostName, now: Timestamp, *, again_in_seconds: float) -> None: ...
     def wake_at(self) -> Timestamp: ...
 
 
@@ -85,9 +92,9 @@ class Recruiters:
         for part in self._parts:
             part.came(host, now)
 
-    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None:
+    def went(self, host: HostName, now: Timestamp, *, again_in_seconds: float) -> None:
         for part in self._parts:
-            part.went(host, now, for_good=for_good)
+            part.went(host, now, again_in_seconds=again_in_seconds)
 
     def wake_at(self) -> Timestamp:
         return min((part.wake_at() for part in self._parts), default=float("inf"))

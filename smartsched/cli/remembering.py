@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from smartsched.cli.hosting import forget_old, runs_of_agents
 from smartsched.cli.recalling import past_of
 from smartsched.cli.remote import beginning, runs_at
+from smartsched.cli.session import state_folder
 from smartsched.cli.standing import found
 from smartsched.config import is_colorless
 from smartsched.core.units import parse_duration
+from smartsched.core.words import count
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.inbox import has_requests
 from smartsched.edges.runs import Runs
@@ -40,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
         return _remove(runs, args.remove)
     rows = [row(runs, name) for name in runs.names()]
     if args.prune is not None:
-        return _prune(runs, rows, args.prune)
+        return _prune(runs, rows, args)
     rows.sort(key=lambda each: each.began or 0.0, reverse=True)
     if args.json:
         print(json.dumps({"smartsched_runs": 1, "runs": [asdict(each) for each in rows]}, indent=2))
@@ -105,16 +108,21 @@ def _remove(runs: Runs, names: Sequence[str]) -> int:
     return 0
 
 
-def _prune(runs: Runs, rows: Sequence[Row], age: str) -> int:
+def _prune(runs: Runs, rows: Sequence[Row], args: argparse.Namespace) -> int:
+    age = args.prune
     try:
-        oldest = SteadyClock().now() - parse_duration(age)
+        older_than_seconds = parse_duration(age)
     except UsageError as error:
         raise UsageError(f"--prune: {error}") from error
+    oldest = SteadyClock().now() - older_than_seconds
     over = [row for row in rows if row.stands == "complete" and not row.has_requests]
     old = [row for row in over if (row.began or 0.0) < oldest]
     for each in old:
         runs.remove(each.run)
         print(f"forgot run {each.run}")
-    if not old:
+    agents = forget_old(runs_of_agents(state_folder(args)), older_than_seconds, records_too=True)
+    if agents:
+        print(f"forgot what {count(agents, 'agent')} on this host left behind")
+    if not old and not agents:
         print(f"no complete run is older than {age}")
     return 0

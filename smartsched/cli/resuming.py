@@ -16,8 +16,16 @@ from smartsched.cli.host import this_host, this_place
 from smartsched.cli.limits import settle
 from smartsched.cli.parser import HAD_NOTICES, LATEST, parse_again, remembered
 from smartsched.cli.recalling import recall
-from smartsched.cli.session import Session, copies_in, open_journal, runs_of, window_for
+from smartsched.cli.session import (
+    Session,
+    copies_in,
+    lost_after_seconds,
+    open_journal,
+    runs_of,
+    window_for,
+)
 from smartsched.config import Config, spans_hosts
+from smartsched.core import words
 from smartsched.core.events import (
     ListReplaced,
     RunBegan,
@@ -25,7 +33,7 @@ from smartsched.core.events import (
     RunResumed,
 )
 from smartsched.core.ledger import KINDS, Ledger, ledger_of
-from smartsched.core.model import GpuKey, Position, Run, Timestamp
+from smartsched.core.model import Position, Timestamp
 from smartsched.core.records import decode_line, name_of
 from smartsched.core.state import State, over
 from smartsched.core.terms import Past, Terms
@@ -73,8 +81,8 @@ def resume(
     ledger = _ledger_of(journal, known, inputs, failed_too=args.resume_failed)
     past = _Past(terms, state, ledger, _whole(known, folder))
     again = parse_again(words, terms.options)
-    if not args.assume_gone and not spans_hosts(again):
-        _check_place(state, name)
+    if state.runs and not args.assume_gone:
+        _check_place(past, name, on_hosts=spans_hosts(again))
     try:
         os.chdir(terms.began.directory)
     except OSError as error:
@@ -83,6 +91,7 @@ def resume(
             " with it where that folder is"
         ) from error
     config = settle(again, name, terms.began.id)
+    lost_after = lost_after_seconds(config)
     session = Session(
         again,
         config,
@@ -99,7 +108,9 @@ def resume(
     stack.callback(session.intake.close)
     names = tuple(source.name for source in inputs)
     failed_too = args.resume_failed and not inputs
-    session.resumed = RunResumed(now, this_host(), remembered(again), failed_too, this_place())
+    session.resumed = RunResumed(
+        now, this_host(), remembered(again), failed_too, this_place(), lost_after
+    )
     session.replaced = ListReplaced(now, names) if inputs else None
     session.reminder = _broken_off(past, inputs)
     session.notes = _notes(journal, session.reminder, inputs)
@@ -108,6 +119,8 @@ def resume(
             "nobody is notified: the URLs of --notify are not remembered, since they hold secrets;"
             " give them again, or set SMARTSCHED_NOTIFY"
         )
+    if terms.longer(lost_after) != lost_after and config.cluster is not None:
+        session.notes.append(_still_as_patient(terms))
     if unfinished := getattr(args, "unfinished", []):
         left = ", ".join(unfinished[:3])
         session.notes.append(
@@ -204,10 +217,19 @@ def _ledger_of(
     return Ledger(failed=failed)
 
 
-def _check_place(state: State, name: str) -> None:
-    """Processes that cannot be seen from here must not be taken for gone."""
-    hosts = {gpu.host for run in state.runs.values() for gpu in _keys(run)} - {this_host()}
-    if not state.runs or (not hosts and _is_visible_from(state.place, this_place())):
+def _check_place(past: _Past, name: str, *, on_hosts: bool) -> None:
+    """Processes that cannot be seen from here, or that no agent looks after, must not be taken for
+    gone."""
+    state, were_on_hosts = past.state, spans_hosts(parse_again([], past.terms.options))
+    if on_hosts and not were_on_hosts:
+        jobs = words.count(len(state.runs), "job")
+        raise StateError(
+            f"{jobs} of run {name} may still run on {past.terms.began.host}, where no agent would"
+            f" look after them: let them end first (smartsched --resume {name} there, and Ctrl-C to"
+            " start nothing more), or, if they are gone, add --assume-gone"
+        )
+    hosts = {run.status.placement.host for run in state.runs.values()} - {this_host(), ""}
+    if on_hosts or (not hosts and _is_visible_from(state.place, this_place())):
         return
     where = ", ".join(sorted(hosts)) or "another container, or another machine of this name"
     raise StateError(
@@ -216,8 +238,18 @@ def _check_place(state: State, name: str) -> None:
     )
 
 
-def _keys(run: Run) -> list[GpuKey]:
-    return [gpu.key for gpu in run.status.placement.gpus]
+def _still_as_patient(terms: Terms) -> str:
+    """Whoever asks for less is to know that it does not count."""
+    seconds = terms.lost_after_seconds
+    if seconds is None:
+        return (
+            "jobs on hosts that are out of reach are waited for, as this run began with --on-lost"
+            " keep; --assume-gone gives those up that are not here now"
+        )
+    return (
+        f"jobs on a host that is out of reach are started anew after {words.duration(seconds)}: so"
+        " long may go on what began under a longer --lease or --grace"
+    )
 
 
 def _is_visible_from(place: str, here: str) -> bool:

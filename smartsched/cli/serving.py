@@ -13,14 +13,17 @@ from smartsched.agent import Agent
 from smartsched.cli.batch import Pilot
 from smartsched.cli.claiming import claims_in
 from smartsched.cli.departed import mark_the_end
+from smartsched.cli.host import this_place
 from smartsched.cli.hosting import JoinSource, host_of, join_came_at, read_join, token_of
+from smartsched.cli.limits import read_limits
 from smartsched.cli.session import default_state
 from smartsched.cli.wiring import start_sampler
 from smartsched.config import offered_gpus, shell_for
 from smartsched.core import wire
 from smartsched.core.join import Join
+from smartsched.core.limits import Limits
 from smartsched.core.messages import Hello
-from smartsched.core.model import GpuKey, SamplerTrouble, Seen, Timestamp
+from smartsched.core.model import GpuKey, JobId, RunKey, SamplerTrouble, Seen, Timestamp
 from smartsched.edges.attempts import WRAPPER, Attempts, leased_wrapper
 from smartsched.edges.clock import SteadyClock, on_the_wall
 from smartsched.edges.engine.link import Connected, Disconnected, Link, Message, NotReached
@@ -35,11 +38,19 @@ from smartsched.edges.spawning import Spawner
 from smartsched.edges.waiter import Waiter
 from smartsched.edges.watchdog import watchdog
 from smartsched.errors import BadMessageError, StateError, UsageError
+from smartsched.ports import Clock
+from smartsched.ports import Sampler as AnySampler
 
 _REPORT_EVERY_SECONDS = 1.0
-# Without a dispatcher, and with nothing that runs: as long as a lease lasts; without one, so long.
+# Without a dispatcher, and with nothing that runs: as long as a lease lasts, and no longer than so.
 _WAITS_FOR_ITS_DISPATCHER_SECONDS = 300.0
+# Meanwhile nobody else gets what a batch system has granted us.
+_PILOT_WAITS_SECONDS = 60.0
+# A dispatcher that is back by then finds its claims as they were.
+_CLAIMS_FOR_NOBODY_SECONDS = 15.0
 _ANSWERS_WITHIN_SECONDS = 5.0
+# When there is nothing else to do any more, for what is left of logs.
+_LOGS_TAKE_SECONDS = 60.0
 
 
 def serve(
@@ -87,9 +98,10 @@ class _Service:
         self._signals = 0
         self._left_at: Timestamp | None = None  # when it was first said that we leave
         self._heard_by_dispatcher: Timestamp = float("-inf")  # up to this report
+        self._logs_until: Timestamp = float("inf")
         self._joins_read_at = 0.0
         self._join_came_at = 0  # which of the files in our folder was read; 0: none yet
-        lease = None if join.lease_seconds is None else _HostLease(join)
+        lease = None if join.lease_seconds is None else HostLease(_lease_file(join), clock)
         self._lease = lease
         self._output = _logs(join)
         stack.callback(self._output.close)
@@ -97,11 +109,12 @@ class _Service:
             stack, join, folder, waiter, self._output, self._sampler_pids, lease
         )
         self._sampler = _sampler(stack, join, clock, waiter)
+        self._guarded = Guarded(self._sampler, join)
         claims = claims_in(join.claims, join.run_name, _say)
         stack.callback(claims.close)
         self._agent = Agent(
             host_of(join),
-            _Guarded(self._sampler, join),
+            self._guarded,
             self._processes if pilot is None else pilot.launcher(self._processes),
             claims,
             lease=lease,
@@ -115,7 +128,7 @@ class _Service:
             addresses=self._addresses(join),
             name=join.host,
             run_id=join.run_id,
-            hello=wire.encode_hello(_hello(join, clock, pilot)),
+            hello=wire.encode_hello(hello_of(join, clock, pilot, self._output)),
         )
         stack.callback(self._link.close)
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -129,6 +142,7 @@ class _Service:
             self._listen(now)
             self._agent.leaves = self._agent.leaves or now >= self._leaves_at
             self._agent.look(now)
+            self._agent.is_unfit = bool(self._guarded.why)
             if self._is_connected and (self._agent.has_news() or now >= self._report_at):
                 self._link.send(wire.encode_report(self._agent.report(now)))
                 self._report_at = now + _REPORT_EVERY_SECONDS
@@ -136,6 +150,8 @@ class _Service:
                     self._left_at = now
             elif not self._is_connected:
                 self._agent.forget_what_was_seen()
+                if now > self._last_contact + _CLAIMS_FOR_NOBODY_SECONDS:
+                    self._agent.give_up_idle_gpus(now)
             wake_at = min(self._agent.wake_at(), now + _REPORT_EVERY_SECONDS, self._report_at_if())
             self._waiter.wait(wake_at)
         if self._agent.is_idle():
@@ -166,12 +182,19 @@ class _Service:
         if self._signals > 1 and self._pilot is None:
             return True  # else whatever runs would be killed with us at once
         if agent.is_told_to_leave and agent.is_idle():
-            return True
+            return not self._has_logs_to_send()
         if agent.leaves and agent.is_idle():
-            return not self._is_connected or (agent.is_on_record() and self._is_known_to_leave())
-        patience = self._join.lease_seconds or _WAITS_FOR_ITS_DISPATCHER_SECONDS
+            is_known = agent.is_on_record() and self._is_known_to_leave()
+            return not self._is_connected or (is_known and not self._has_logs_to_send())
+        patience = patience_without_dispatcher(self._join, is_pilot=self._pilot is not None)
         is_alone = not self._is_connected and self._clock.now() > self._last_contact + patience
         return is_alone and agent.is_idle()
+
+    def _has_logs_to_send(self) -> bool:
+        """Asked when nothing else is left to do."""
+        now = self._clock.now()
+        self._logs_until = min(self._logs_until, now + _LOGS_TAKE_SECONDS)
+        return self._is_connected and self._agent.has_logs() and now < self._logs_until
 
     def _is_known_to_leave(self) -> bool:
         """Whether no order to start something can be on its way any more."""
@@ -202,7 +225,7 @@ class _Service:
                     self._report_at = float("-inf")
                     self._agent.joined()
                 case Message(message, at_monotonic):
-                    self._obey(message, self._clock.at_monotonic(at_monotonic), now)
+                    self._obey(message, self._clock.at_monotonic(at_monotonic))
                 case Disconnected(why):
                     _say(f"disconnected: {why}")
                     self._is_connected = False
@@ -213,15 +236,17 @@ class _Service:
         else:
             self._read_join_again(now)
 
-    def _obey(self, message: bytes, at: Timestamp, now: Timestamp) -> None:
+    def _obey(self, message: bytes, arrived_at: Timestamp) -> None:
         try:
             orders = wire.decode_orders(message)
         except BadMessageError as error:
             _say(f"orders that cannot be read: {error}")
+            self._link.drop()  # over another connection all that counts is said again
             return
         if orders.renewed is not None:
             self._heard_by_dispatcher = max(self._heard_by_dispatcher, orders.renewed)
-        self._agent.obey(orders, min(at, now))
+        now = self._clock.now()  # what was obeyed just before may have taken long
+        self._agent.obey(orders, min(arrived_at, now), now)
 
     def _read_join_again(self, now: Timestamp) -> None:
         """A dispatcher that was resumed elsewhere, or that reaches this host again, has said so in
@@ -246,36 +271,60 @@ class _Service:
             self._link.look_again()
 
 
-class _HostLease:
+def patience_without_dispatcher(join: Join, *, is_pilot: bool) -> float:
+    """In seconds, for an agent that has nothing to look after."""
+    lease = float("inf") if join.lease_seconds is None else join.lease_seconds
+    longest = _PILOT_WAITS_SECONDS if is_pilot else _WAITS_FOR_ITS_DISPATCHER_SECONDS
+    return min(lease, longest)
+
+
+class HostLease:
     """The lease of this host's runs, in the agent's terms and in those of whoever starts them."""
 
-    def __init__(self, join: Join) -> None:
-        token = token_of(join.run_id, join.host)
-        self._file = Lease(token, grace_seconds=join.grace_seconds)
-        self.arguments, self.expired = self._file.arguments, self._file.expired
-        self.forget, self.remove = self._file.forget, self._file.remove
+    def __init__(self, file: Lease, clock: Clock) -> None:
+        self._file, self._clock = file, clock
+        self._trouble = ""  # that was said last
+        self.arguments, self.expired = file.arguments, file.expired
+        self.forget, self.remove = file.forget, file.remove
 
-    def renew(self, until: Timestamp, now: Timestamp) -> None:
+    def renew(self, until: Timestamp) -> None:
+        """Whatever holds us up, also between both clocks, makes it no longer."""
         try:
-            self._file.renew(uptime_seconds() + until - now)
+            up = uptime_seconds()
+            self._file.renew(up + until - self._clock.now())
         except StateError as error:
-            _say(str(error))
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                _say(self._trouble)
 
 
-class _Guarded:
+def _lease_file(join: Join) -> Lease:
+    return Lease(token_of(join.run_id, join.host), grace_seconds=join.grace_seconds)
+
+
+class Guarded:
     """A sampler that says nothing but what is wrong, where commands could not run at all."""
 
-    def __init__(self, sampler: Sampler, join: Join) -> None:
+    def __init__(self, sampler: AnySampler, join: Join) -> None:
         self._sampler = sampler
-        self._host = host_of(join)
-        self._why = "" if _directory(join) else _no_directory(join)
+        self._join = join
+        self.why = ""  # no command can run; "": they can
+        self._look()
 
     def take(self, now: Timestamp) -> Sequence[Seen]:
         seen = self._sampler.take(now)
-        return [SamplerTrouble(self._host, self._why)] if self._why and seen else seen
+        if self.why and seen:
+            self._look()
+        return [SamplerTrouble(host_of(self._join), self.why)] if self.why and seen else seen
 
     def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None:
+        """Something is to be started."""
+        self._look()
         self._sampler.refresh(gpus, now)
+
+    def _look(self) -> None:
+        """Not all the time while it is there: a file system of the network may hang."""
+        self.why = "" if _directory(self._join) else _no_directory(self._join)
 
     def wake_at(self) -> Timestamp:
         return self._sampler.wake_at()
@@ -307,7 +356,7 @@ def _processes(
     waiter: Waiter,
     output: LogFiles,
     others: Callable[[], Sequence[int]],
-    lease: _HostLease | None,
+    lease: HostLease | None,
 ) -> Processes:
     spawner = Spawner(
         shell=shell_for(join.shell),
@@ -317,7 +366,7 @@ def _processes(
         wrapper=WRAPPER if lease is None else leased_wrapper(watchdog()),
         nice=join.nice,
         lease=lease,
-        other_directory=_directory(join),
+        stand_in=(join.directory, join.other_directory) if join.other_directory else None,
     )
     stack.callback(spawner.close)
     return Processes(
@@ -346,7 +395,9 @@ def _is_shared(join: Join) -> bool:
     return os.path.exists(os.path.join(join.logs, join.run_name, join.logs_mark))
 
 
-def _hello(join: Join, clock: SteadyClock, pilot: Pilot | None) -> Hello:
+def hello_of(join: Join, clock: SteadyClock, pilot: Pilot | None, output: LogFiles) -> Hello:
+    """Raises UsageError for limits that cannot be meant; what a batch system grants has none."""
+    limits = read_limits() if pilot is None else Limits()
     return Hello(
         __version__,
         os.urandom(8).hex(),
@@ -355,7 +406,16 @@ def _hello(join: Join, clock: SteadyClock, pilot: Pilot | None) -> Hello:
         _is_shared(join),
         "" if pilot is None else pilot.number,
         clock.now(),
-        {"pid": os.getpid(), "python": sys.version.split()[0]},
+        {
+            "pid": os.getpid(),
+            "python": sys.version.split()[0],
+            "directory": _directory(join),
+            "logs": os.path.dirname(output.path(RunKey(JobId(1), 1))),
+        },
+        is_unfit=_directory(join) is None,
+        machine=this_place().partition("/")[0],
+        most_gpus=limits.most_gpus,
+        leave_free=limits.leave_free,
     )
 
 
@@ -372,4 +432,6 @@ def _addresses(join: Join) -> Sequence[str]:
 
 
 def _say(text: str) -> None:
-    print(f"smartsched: {on_the_wall(SteadyClock().now())} {text}", file=sys.stderr, flush=True)
+    """A full disk must not end us."""
+    with suppress(OSError):
+        print(f"smartsched: {on_the_wall(SteadyClock().now())} {text}", file=sys.stderr, flush=True)

@@ -25,7 +25,7 @@ from smartsched.core.events import (
 from smartsched.core.model import BadLine, EndedRun, JobSpec, RunKey, Timestamp
 from smartsched.core.policy import Policy
 from smartsched.core.state import State
-from smartsched.core.terms import Past, Terms
+from smartsched.core.terms import Past, Terms, lost_after, terms_of
 from smartsched.edges.bookmarks import BookmarkFile
 from smartsched.edges.intake import Input, OneCommand
 from smartsched.edges.journal import FileJournal
@@ -101,6 +101,7 @@ def begin(
         remembered(args),
         config.policy.run_id,
         this_place(),
+        lost_after_seconds(config),
     )
     try:
         journal = open_journal(new.folder)
@@ -120,7 +121,7 @@ def begin(
     new.publish()
     for thing in (new.folder, journal, intake):
         stack.callback(thing.close)
-    past = Past(Terms(began, began.options, names), replay(config.policy, events))
+    past = Past(terms_of(began), replay(config.policy, events))
     return Session(
         args,
         config,
@@ -135,6 +136,13 @@ def begin(
         expected_commands=None if isinstance(intake, OneCommand) else intake.line_count(),
         window=window,
     )
+
+
+def lost_after_seconds(config: Config) -> float | None:
+    """Of what this dispatcher starts, see RunBegan."""
+    if config.cluster is None:
+        return 0.0
+    return lost_after(config.cluster.lease_seconds, config.policy.grace_seconds)
 
 
 def window_for(intake: OneCommand | Spool, *, is_new: bool = True) -> int:

@@ -67,12 +67,12 @@ from smartsched.core.model import (
 )
 from smartsched.core.policy import Policy
 from smartsched.core.state import (
-    FIRST_POSTPONE_SECONDS,
     Closing,
     State,
     dequeue,
     enqueue,
     give_up,
+    note_start,
     postpone,
     unsettled,
 )
@@ -177,16 +177,17 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901, PLR091
             _set_status(state, key, Running(at, placement, process, log))
             _amend_holds(state, key, pid=process.pid)
             state.ever_launched = state.ever_launched or bool(placement.gpus)
-            state.postpone_seconds = FIRST_POSTPONE_SECONDS
+            note_start(state, placement.host)
         case Running() as running, RunAdopted(_, key, since):
             _set_status(state, key, replace(running, since=since))
         case Stopping() as stopping, RunAdopted(_, key, since):
             _set_status(state, key, replace(stopping, started_at=since))
         case ((Starting() | Running() | Stopping()), RunPostponed(at, key, why)):
-            _take_back(state, state.runs.pop(key).job)
+            run = state.runs.pop(key)
+            _take_back(state, run.job)
             _drop_holds(state, key)
             state.meters.pop(key, None)
-            postpone(state, at, why)
+            postpone(state, run.status.placement.host, at, why)
         case Starting(), RunRevoked(_, key):
             _take_back(state, state.runs.pop(key).job)
             _drop_holds(state, key)
@@ -362,8 +363,7 @@ def _resume(state: State, event: RunResumed) -> None:
         state.given_up[number] = replace(given_up, earlier=True)
     state.waiting_since = at if state.queue else None
     state.ever_launched = bool(state.runs)
-    state.postponed_until, state.postpone_seconds = float("-inf"), FIRST_POSTPONE_SECONDS
-    state.postponed_why = ""
+    state.postponed.clear()
     state.records.clear()
     state.withheld.clear()
     state.before = replace(state.totals)

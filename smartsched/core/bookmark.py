@@ -27,7 +27,7 @@ _CRC_BYTES = len(_CRC) + 8 + len(b'"}\n')
 SEEN = frozenset(
     {
         "policy", "gpus", "cards", "out_of_reach", "troubles", "hosts", "pilots", "meters",
-        "footprints", "claimed", "refused", "local_offset",
+        "footprints", "claimed", "refused", "local_offset", "strays",
     }
 )  # fmt: skip
 
@@ -61,6 +61,7 @@ def encode(mark: Mark, past: Past, author: str) -> bytes:
         "inputs": terms.inputs,
         "lists": terms.lists,
         "requests": list(terms.requests),
+        "lost_after_seconds": terms.lost_after_seconds,
         "state": _state_form().to_json(past.state),
     }
     body = json.dumps(record, separators=(",", ":")).encode()[:-1]
@@ -100,6 +101,7 @@ def _past_of(record: dict[str, Any], name: str) -> Past:
         tuple(record["inputs"]),
         record["lists"],
         dict.fromkeys(record["requests"]),
+        record["lost_after_seconds"],
     )
     state = State(Policy(began.id or name), **_state_form().of_json(record["state"]))
     state.footprints = dict(state.learned)

@@ -12,7 +12,7 @@ from smartsched.core.model import GpuKey, GpuSample, HostName, PlacedGpu, RunKey
 from smartsched.core.needs import Need
 from smartsched.core.selection import label, visible_as
 from smartsched.core.standing import current_verdict, is_claimed_by_others
-from smartsched.core.state import State, position
+from smartsched.core.state import State, position, takes_work
 from smartsched.core.strangers import Hold, unexplained_before, unexplained_bytes
 
 # Of a GPU's memory, for what nobody foresees: fragmentation, page tables, a context that grows.
@@ -99,9 +99,9 @@ def offers(
     found = []
     for key, watch in state.gpus.items():
         holds = [hold for hold in state.holds_on(key) if (key, hold.run) not in released]
-        if key in shut or any(hold.cleared_at is not None for hold in holds):
+        if key.uuid in shut or any(hold.cleared_at is not None for hold in holds):
             continue
-        if state.policy.spans_hosts and not _takes_work(state, key.host):
+        if not takes_work(state, key.host, now):
             continue
         if state.policy.loses_work and has_somebody_new(watch, now):
             continue  # what is started there would have to give way at once
@@ -118,10 +118,6 @@ def offers(
         assert use is not None
         found.append(_offer(state, sample, use.memory_bytes, holds, now))
     return sorted(found, key=_order)
-
-
-def _takes_work(state: State, host: HostName) -> bool:
-    return host in state.hosts and state.hosts[host].takes_work
 
 
 def _order(offer: Offer) -> tuple[object, ...]:
@@ -215,12 +211,14 @@ def budget_of(state: State, offered: Collection[Offer], now: Timestamp) -> Budge
     return Budget(
         runs=_left(most_jobs, len(state.runs)),
         gpus=min(by_cap, by_manners),
-        gpuless=_left_without_gpus(state, most_jobs),
+        gpuless=_left_without_gpus(state, most_jobs, now),
         why=why,
     )
 
 
-def _left_without_gpus(state: State, most_jobs: int | None) -> dict[HostName, float]:
+def _left_without_gpus(
+    state: State, most_jobs: int | None, now: Timestamp
+) -> dict[HostName, float]:
     """As many as there are cores; where the user says how many jobs there may be, his word counts
     on a box, and on several they are spread by their cores all the same."""
     running = Counter(
@@ -231,7 +229,7 @@ def _left_without_gpus(state: State, most_jobs: int | None) -> dict[HostName, fl
     if not state.policy.spans_hosts:
         most = state.policy.most_gpuless if most_jobs is None else None
         return {HostName(""): _left(most, running.total())}
-    here = {name: host for name, host in state.hosts.items() if host.takes_work}
+    here = {name: host for name, host in state.hosts.items() if takes_work(state, name, now)}
     return {name: _left(host.cores, running[name]) for name, host in here.items()}
 
 
@@ -253,6 +251,7 @@ def time_of_day(state: State, now: Timestamp) -> float:
 def caps_change_at(state: State, now: Timestamp) -> Timestamp:
     """When one of the caps may be another than it is now."""
     at = time_of_day(state, now)
-    caps = (state.policy.most_jobs, state.policy.most_gpus, state.policy.leave_free)
+    caps = [state.policy.most_jobs, state.policy.most_gpus, state.policy.leave_free]
+    caps += [cap for host in state.hosts.values() for cap in (host.most_gpus, host.leave_free)]
     changes = [change for cap in caps if (change := cap.next_change(at)) is not None]
     return now + min(changes) if changes else float("inf")

@@ -32,7 +32,7 @@ from smartsched.core.events import (
     WaitTimedOut,
 )
 from smartsched.core.freeness import Watch
-from smartsched.core.guard import is_suspect, why_all_fail
+from smartsched.core.guard import suspects, why_all_fail
 from smartsched.core.model import (
     GpuKey,
     GpuSample,
@@ -51,8 +51,15 @@ from smartsched.core.model import (
 )
 from smartsched.core.placement import NO_GPU
 from smartsched.core.planning import WAIT_FOR_ANOTHER_GPU_SECONDS, Plan, plan
-from smartsched.core.standing import REMEMBERED_SECONDS
-from smartsched.core.state import QUICK_SECONDS, Closing, State, is_out_of_reach
+from smartsched.core.standing import BEING_STARTED, REMEMBERED_SECONDS
+from smartsched.core.state import (
+    EVERYWHERE,
+    QUICK_SECONDS,
+    Closing,
+    State,
+    is_out_of_reach,
+    why_postponed,
+)
 from smartsched.core.strangers import Hold, memory_is_back
 
 # A process that does not even die of SIGKILL hangs in the kernel; nothing we do changes that.
@@ -274,9 +281,10 @@ def _look_again_after(state: State, watch: Watch, hold: Hold) -> float:
 def _place_queued_jobs(
     state: State, now: Timestamp, decision: Decision, released: Released
 ) -> None:
-    if now < state.postponed_until:
-        decision.wake_by(state.postponed_until)
-        decision.waiting = Wait(f"could not start a command: {state.postponed_why}; trying again")
+    for postponed in state.postponed.values() if state.queue else ():
+        decision.wake_after(now, postponed.until)
+    if why := _why_postponed(state, now):
+        decision.waiting = Wait(f"could not start a command: {why}; trying again")
         _give_up_claims(state, Plan(), decision)
         return
     planned = plan(state, now, released)
@@ -295,6 +303,12 @@ def _place_queued_jobs(
     _wake_for_gpus(state, now, decision)
     if not planned.starts and not state.runs and state.queue and state.policy.guard:
         _halt_if_all_fail(state, now, decision)
+
+
+def _why_postponed(state: State, now: Timestamp) -> str:
+    """Why nothing is tried on any host; on one box, by whatever has failed there. "": it is."""
+    places = [EVERYWHERE] if state.policy.spans_hosts else list(state.postponed)
+    return next((why for place in places if (why := why_postponed(state, place, now))), "")
 
 
 def _wake_for_gpus(state: State, now: Timestamp, decision: Decision) -> None:
@@ -354,16 +368,28 @@ def _wake_for_tries(state: State, now: Timestamp, decision: Decision) -> None:
             decision.wake_by(job.not_before)
         if job.failed_on:
             decision.wake_after(now, job.requeued_at + WAIT_FOR_ANOTHER_GPU_SECONDS)
-    if any(is_suspect(state, key) for key in state.records):
+    if suspects(state):
         for run in state.runs.values():  # one that lasts clears the commands
             if isinstance(run.status, Running):
                 decision.wake_after(now, run.status.since + QUICK_SECONDS)
 
 
 def _halt_if_all_fail(state: State, now: Timestamp, decision: Decision) -> None:
-    if (why := why_all_fail(state)) is not None:
+    why = why_all_fail(state)
+    if why is not None and not _may_others_show_more(state):
         decision.events.append(Halted(now, why, stop=False))
         decision.wake_by(now)
+
+
+def _may_others_show_more(state: State) -> bool:
+    """Whether hosts are about to come where the commands may do well. But when more GPUs than one
+    pilot has are suspects, it is not a bad host, and who is in a batch system's queue can take
+    days."""
+    if any(trouble.why == BEING_STARTED for trouble in state.troubles.values()):
+        return True
+    pilots = state.pilots
+    is_one_host = len(suspects(state)) <= state.policy.gpus_per_pilot
+    return is_one_host and pilots is not None and pilots.may_bring and not pilots.hopeless
 
 
 def _halt_if_nobody_comes(state: State, now: Timestamp, decision: Decision) -> None:

@@ -33,6 +33,8 @@ class RunBegan:
     options: str  # a JSON object of what the user asked for, other than by default
     id: str = ""  # tells it from all other runs; "": its name has to do
     place: str = ""  # the machine, its boot and its PID namespace
+    # so long may go on what it starts on hosts that are out of reach; None: for ever
+    lost_after_seconds: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class RunResumed:
     options: str
     failed_too: bool = False
     place: str = ""
+    lost_after_seconds: float | None = 0.0  # as in RunBegan
 
 
 @dataclass(frozen=True, slots=True)

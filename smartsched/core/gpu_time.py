@@ -16,6 +16,7 @@ from smartsched.core.freeness import (
     Watch,
     utilization_over_window,
 )
+from smartsched.core.house_rules import forbidden
 from smartsched.core.model import GpuKey, GpuReading, GpuSample, Timestamp, Wait
 from smartsched.core.selection import label
 from smartsched.core.standing import current_verdict, is_stale, why_closed
@@ -56,10 +57,12 @@ def standings(state: State, waiting: Wait | None, now: Timestamp) -> list[Standi
         return found
     free = offers(state, now)
     budget = budget_of(state, free, now)
-    if budget.runs >= 1 and budget.gpus >= 1:
-        return found
+    are_all = budget.runs < 1 or budget.gpus < 1
+    capped = {each.key for each in found} if are_all else forbidden(state, free, now).keys()
     return [
-        replace(standing, use="capped") if standing.use == "held" else standing
+        replace(standing, use="capped")
+        if standing.use == "held" and standing.key in capped
+        else standing
         for standing in found
     ]
 

@@ -9,7 +9,16 @@ from dataclasses import replace
 
 from smartsched.core import words
 from smartsched.core.events import GpuWithheld
-from smartsched.core.model import EndedRun, GpuKey, GpuSample, JobId, Lost, Running, Timestamp
+from smartsched.core.model import (
+    EndedRun,
+    GpuKey,
+    GpuSample,
+    GpuUuid,
+    JobId,
+    Lost,
+    Running,
+    Timestamp,
+)
 from smartsched.core.needs import asked_of
 from smartsched.core.state import (
     FAILURES_IN_A_ROW,
@@ -24,56 +33,53 @@ from smartsched.errors import IllegalTransitionError
 THE_COMMAND_FAILS = "the command itself fails"
 
 
-def closed(state: State) -> set[GpuKey]:
+def closed(state: State) -> set[GpuUuid]:
     """GPUs on which nothing is started, free or not: broken ones, and those that may be."""
-    if not state.policy.guard:
-        return state.withheld
-    return state.withheld | {key for key in state.records if is_suspect(state, key)}
+    return state.withheld | suspects(state) if state.policy.guard else state.withheld
 
 
-def is_suspect(state: State, key: GpuKey) -> bool:
-    """Whether so many jobs in a row failed at once there that it may be the GPU."""
-    record = state.records.get(key)
-    return record is not None and len(record.quick_failures) >= FAILURES_IN_A_ROW
+def suspects(state: State) -> set[GpuUuid]:
+    """On each, so many jobs in a row failed at once that it may be the GPU."""
+    return {uuid for uuid, record in state.records.items() if record.is_suspect}
 
 
 def to_be_withheld(state: State, now: Timestamp) -> GpuWithheld | None:
     """A suspect GPU that is to blame, since runs started elsewhere do well."""
-    for gpu, record in state.records.items():
-        failures = record.quick_failures
-        if any(failure.key in state.runs for failure in failures):
+    for uuid, record in state.records.items():
+        runs = tuple(failure.key for failure in record.quick_failures)
+        if not record.is_suspect or any(run in state.runs for run in runs):
             continue  # what a failed run left behind has to go before its job is tried elsewhere
-        if len(failures) >= FAILURES_IN_A_ROW and _others_do_well(state, gpu, now):
-            return GpuWithheld(now, gpu, tuple(failure.key for failure in failures))
+        if _others_do_well(state, uuid, now):
+            return GpuWithheld(now, record.gpu, runs)
     return None
 
 
-def _others_do_well(state: State, suspect: GpuKey, now: Timestamp) -> bool:
+def _others_do_well(state: State, suspect: GpuUuid, now: Timestamp) -> bool:
     """Whether a run that was started elsewhere since the failures began has done well, or has at
     least lasted longer than they did. What does well on a GPU that is withheld by now, or on none,
     says nothing: were all GPUs withheld, their jobs would wait for ever."""
     since, no_proof = state.records[suspect].since, state.withheld | {suspect}
-    if any(r.proved_at >= since for gpu, r in state.records.items() if gpu not in no_proof):
+    if any(r.proved_at >= since for uuid, r in state.records.items() if uuid not in no_proof):
         return True
     return any(
         isinstance(run.status, Running)
         and since <= run.status.since <= now - QUICK_SECONDS
         and run.status.placement.gpus
-        and no_proof.isdisjoint(gpu.key for gpu in run.status.placement.gpus)
+        and no_proof.isdisjoint(gpu.key.uuid for gpu in run.status.placement.gpus)
         for run in state.runs.values()
     )
 
 
 def why_all_fail(state: State) -> str | None:
-    """Where no job that is left can wait for other GPUs, since there are too few: why nothing more
-    is started. Else None."""
-    shut = closed(state)
-    open_to_all = sum(1 for key in _usable(state) if key not in shut)
+    """Where no job that is left can wait for other GPUs of those that are there, since there are
+    too few: why nothing more is started. Else None."""
+    there = {key.uuid for key in _usable(state)}
+    shut = closed(state) & {key.uuid for key in state.gpus}
     least = min((asked_of(state.policy, asked)[0] for asked in state.asked), default=0)
-    if not shut or open_to_all >= max(least, 1) or least == 0:
+    if not shut or len(there - shut) >= max(least, 1) or least == 0:
         return None
-    if suspects := [key for key in state.records if is_suspect(state, key)]:
-        gpus = words.count(len(suspects), "GPU")
+    if among := suspects(state) & shut:
+        gpus = words.count(len(among), "GPU")
         return f"{THE_COMMAND_FAILS}: {FAILURES_IN_A_ROW} in a row failed at once on {gpus}"
     return f"what is left needs {words.count(least, 'GPU')}, and too many are withheld"
 
@@ -95,7 +101,8 @@ def keep_record(state: State, ended: EndedRun, *, final: bool) -> None:
     if ended.why_stopped is not None or isinstance(ended.ending, Lost):
         return
     for gpu in ended.placement.gpus:
-        record = state.records.setdefault(gpu.key, Record(ended.started_at))
+        record = state.records.setdefault(gpu.key.uuid, Record(gpu.key, ended.started_at))
+        record.gpu = gpu.key
         if ended.succeeded or ended.seconds >= QUICK_SECONDS:
             record.quick_failures = ()
             record.proved_at = max(record.proved_at, ended.started_at)
@@ -109,10 +116,10 @@ def keep_record(state: State, ended: EndedRun, *, final: bool) -> None:
 
 
 def withhold(state: State, event: GpuWithheld) -> None:
-    record = state.records.get(event.gpu)
+    record = state.records.get(event.gpu.uuid)
     if record is None or tuple(f.key for f in record.quick_failures) != event.runs:
         raise IllegalTransitionError(event, record)
-    state.withheld.add(event.gpu)
+    state.withheld.add(event.gpu.uuid)
     for failure in record.quick_failures:
         job = failure.job
         if failure.final:

@@ -28,8 +28,8 @@ class Join:
     addresses: tuple[str, ...]  # where the dispatcher may be, host:port
     credentials: Credentials
     sampler_arguments: tuple[str, ...]
-    directory: str  # where the commands run
-    other_directory: str  # where the first is not there; "": nowhere
+    directory: str  # where the commands run that name no other folder
+    other_directory: str  # where they run if that is not there; "": nowhere
     logs: str  # the folder for the jobs' logs
     logs_mark: str  # a file there of this name shows that the dispatcher can read it
     sends_logs: bool  # where it cannot

@@ -16,6 +16,7 @@ from smartsched.core.events import (
     RunPostponed,
     RunRevoked,
 )
+from smartsched.core.hours import NO_CAP, Cap
 from smartsched.core.model import (
     ClaimAnswer,
     GpuUuid,
@@ -36,8 +37,8 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Expect:
-    """The runs that are believed to be on the host, all of them. Whoever is not known there is
-    looked for; whoever else is there is of no use to anybody any more."""
+    """The runs that are believed to be on the host, all of them, but for their commands. Whoever is
+    not known there is looked for; whoever else is there is of no use to anybody any more."""
 
     runs: tuple[Run, ...]
 
@@ -98,6 +99,8 @@ class Report:
     answers: tuple[ClaimAnswer, ...] = ()  # since the last report
     chunks: tuple[Chunk, ...] = ()
     leaves: bool = False  # soon, and for good
+    is_unfit: bool = False  # no command can run there; why, what is seen says
+    has_logs: bool = False  # of runs that have ended, and not all of them has come
     is_urgent: bool = True  # somebody waits for what it says
 
 
@@ -113,6 +116,15 @@ class Hello:
     pilot: str = ""  # the batch job that it runs in; "": none
     sent_at: Timestamp = 0.0
     more: dict[str, Any] = field(default_factory=dict)  # for people
+    is_unfit: bool = False  # no command can run there; why, its reports say
+    machine: str = ""  # which one it is, whatever it is called; "": it does not know
+    most_gpus: Cap = NO_CAP  # of a run there, as its administrator allows
+    leave_free: Cap = NO_CAP  # GPUs there that stay free, as he wants it
+
+
+Connection: TypeAlias = str
+"""One between the dispatcher and an agent, of all that there ever were. Orders and reports are
+about what was said over the same one; what comes late over another says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +133,7 @@ class Came:
 
     host: HostName
     hello: Hello
+    connection: Connection = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +141,16 @@ class Said:
     host: HostName
     report: Report
     at: Timestamp  # when it arrived
+    connection: Connection = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Garbled:
+    """An agent said what cannot be read: instead of Came, or of Said."""
+
+    host: HostName
+    why: str
+    connection: Connection = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +159,7 @@ class Went:
 
     host: HostName
     why: str
+    connection: Connection = ""
 
 
-News: TypeAlias = Came | Said | Went
+News: TypeAlias = Came | Said | Garbled | Went

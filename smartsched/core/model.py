@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, NewType, TypeAlias
 
+from smartsched.core.hours import NO_CAP, Cap
 from smartsched.core.shapes import shape_of
 
 HostName = NewType("HostName", str)
@@ -56,7 +57,12 @@ class ProcessId(NamedTuple):
 
     pid: int
     start_ticks: int  # when it started, in clock ticks since the boot (proc(5): stat, field 22)
-    boot: str  # the kernel's random id of this boot
+    boot: str  # the kernel's random id of this boot; behind a "/", which machine it is
+
+    @property
+    def machine(self) -> str:
+        """ "": nobody knows."""
+        return self.boot.partition("/")[2]
 
 
 class Position(NamedTuple):
@@ -126,6 +132,7 @@ class Snapshot:
     gpus: tuple[GpuReading, ...]
     whole: bool
     arrived_at: Timestamp | None = None  # when reading had ended; None: just now
+    withheld: frozenset[GpuUuid] = frozenset()  # not for us: only the numbering needs them
 
     def pids(self) -> set[int]:
         """Of every process on them."""
@@ -149,6 +156,9 @@ class HostHere:
     node: str  # what the machine calls itself
     cores: int
     leaves: bool = False  # soon, and for good: nothing more is to be started there
+    is_unfit: bool = False  # no command can run there
+    most_gpus: Cap = NO_CAP  # of a run there, as its administrator allows
+    leave_free: Cap = NO_CAP  # GPUs there that stay free, as he wants it
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +183,14 @@ class PilotsStand:
     hopeless: str  # why no host is to be had by them or otherwise; "": one may be
 
 
-Observation: TypeAlias = Seen | HostHere | HostAway | PilotsStand
+@dataclass(frozen=True, slots=True)
+class Strays:
+    """Jobs of which attempts live somewhere that were taken for lost, all of them."""
+
+    jobs: frozenset[JobId]
+
+
+Observation: TypeAlias = Seen | HostHere | HostAway | PilotsStand | Strays
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
 """Where one job goes, given what may still be given away."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 
 from smartsched.core import words
 from smartsched.core.capacity import MOST_PERCENT, Budget, Offer
-from smartsched.core.model import GpuKey, Placement, Wait
+from smartsched.core.model import GpuKey, HostName, Placement, Wait
 from smartsched.core.needs import Need
 from smartsched.core.policy import Policy
 
@@ -13,7 +13,7 @@ NO_GPU = Placement(())
 
 
 def place(
-    offers: Sequence[Offer],
+    offers: Collection[Offer],
     need: Need,
     budget: Budget,
     policy: Policy,
@@ -25,11 +25,11 @@ def place(
         return Wait("as many jobs run as --jobs allows")
     if need.gpus == 0:
         return _without_gpu(budget)
-    fitting = [offer for offer in offers if fits(offer, need, policy)]
-    welcome = [offer for offer in fitting if offer.key not in avoid]
-    chosen = _choose(welcome, need.gpus, int(max(0, min(budget.gpus, len(offers)))))
+    fitting = (offer for offer in offers if fits(offer, need, policy))
+    welcome = (offer for offer in fitting if offer.key not in avoid)
+    chosen = _choose(welcome, need.gpus, int(max(0, min(budget.gpus, need.gpus))))
     if chosen is None:
-        return _why_not(offers, fitting, welcome, need, budget)
+        return _why_not(offers, need, budget, policy, avoid)
     budget.runs -= 1
     budget.gpus -= sum(1 for offer in chosen if offer.runs == 0)
     given = sorted((offer.take(need) for offer in chosen), key=lambda gpu: gpu.key)
@@ -37,17 +37,19 @@ def place(
 
 
 def _why_not(
-    offers: Sequence[Offer],
-    fitting: Sequence[Offer],
-    welcome: Sequence[Offer],
+    offers: Collection[Offer],
     need: Need,
     budget: Budget,
+    policy: Policy,
+    avoid: Collection[GpuKey],
 ) -> Wait:
+    fitting = [offer for offer in offers if fits(offer, need, policy)]
+    welcome = [offer for offer in fitting if offer.key not in avoid]
     if not fitting:
         return Wait(_why_none_fits(offers, need), lacks_gpus=True)
     if len(welcome) < need.gpus <= len(fitting):
         return Wait("a command that failed waits for another GPU than it failed on")
-    if _choose(welcome, need.gpus, len(offers)) is not None:
+    if _choose(welcome, need.gpus, need.gpus) is not None:
         return Wait(f"as many GPUs are used as {budget.why} allows")
     can_be_had = max(Counter(offer.key.host for offer in fitting).values())
     few = f"a command needs {need.gpus} GPUs at once, and {can_be_had} can be had"
@@ -83,7 +85,7 @@ def fits(offer: Offer, need: Need, policy: Policy) -> bool:
     return policy.jobs_per_gpu != "auto" or offer.percent + need.percent <= MOST_PERCENT
 
 
-def _why_none_fits(offers: Sequence[Offer], need: Need) -> str:
+def _why_none_fits(offers: Collection[Offer], need: Need) -> str:
     if need.memory_bytes is not None:
         return f"a command needs {words.size(need.memory_bytes)} on a GPU, and none has that left"
     if any(offer.runs for offer in offers):
@@ -91,14 +93,22 @@ def _why_none_fits(offers: Sequence[Offer], need: Need) -> str:
     return "no GPU is free"
 
 
-def _choose(offers: Sequence[Offer], count: int, most_new: int) -> list[Offer] | None:
+def _choose(offers: Iterable[Offer], count: int, most_new: int) -> list[Offer] | None:
     """All on one host; at most so many on which there is no run of ours, and those before others,
-    also where jobs that were placed a moment ago have taken some of them."""
-    for host in dict.fromkeys(offer.key.host for offer in offers):
-        there = [offer for offer in offers if offer.key.host == host]
-        used = sorted((offer for offer in there if offer.runs), key=lambda offer: offer.runs)
-        new = [offer for offer in there if not offer.runs][:most_new]
-        chosen = [*new, *used][:count]
-        if len(chosen) == count:
-            return chosen
-    return None
+    also where jobs that were placed a moment ago have taken some of them. The offers are looked
+    through no further than it takes."""
+    new: dict[HostName, list[Offer]] = {}
+    used: dict[HostName, list[Offer]] = {}
+    for offer in offers:
+        there = (used if offer.runs else new).setdefault(offer.key.host, [])
+        if offer.runs or len(there) < most_new:
+            there.append(offer)
+        if not offer.runs and len(there) == count:
+            return there
+    mixed = ([*new.get(host, ()), *sorted(used[host], key=_runs)][:count] for host in used)
+    enough = [chosen for chosen in mixed if len(chosen) == count]
+    return min(enough, key=lambda chosen: sum(map(_runs, chosen)), default=None)
+
+
+def _runs(offer: Offer) -> int:
+    return offer.runs

@@ -5,7 +5,7 @@ will fit first are held for it, and those behind it may only use what is not hel
 have given back by then.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
@@ -19,10 +19,12 @@ from smartsched.core.capacity import (
 )
 from smartsched.core.freeness import Watch, culprits
 from smartsched.core.guard import closed
+from smartsched.core.house_rules import forbidden
 from smartsched.core.impossible import impossible, usable_bytes
 from smartsched.core.model import (
     Asked,
     GpuKey,
+    HostName,
     Job,
     Placement,
     RunKey,
@@ -35,7 +37,7 @@ from smartsched.core.needs import Need, asked_of, footprint_of, need_of
 from smartsched.core.placement import fits, place
 from smartsched.core.selection import label
 from smartsched.core.standing import why_none_is_free, why_not
-from smartsched.core.state import State, position
+from smartsched.core.state import State, position, takes_work
 
 NONE_LEFT = "every free GPU is given to an earlier command"
 # A job that failed is tried on another GPU; for so long it waits for one that runs of ours hold.
@@ -69,7 +71,7 @@ def plan(state: State, now: Timestamp, released: Collection[tuple[GpuKey, RunKey
     """By all that was seen so far. `released`: what is given back in this very moment."""
     planner = _Planner(state, now, offers(state, now, released))
     planner.give_up(impossible(state))
-    for job in in_order(state, planner.left, now):
+    for job in in_order(state, planner.left.values(), now):
         if not planner.consider(job):
             break
     return planner.finished()
@@ -81,14 +83,15 @@ class _Planner:
     def __init__(self, state: State, now: Timestamp, left: list[Offer]) -> None:
         self._state = state
         self._now = now
-        self.left = left
+        self._forbidden = forbidden(state, left, now)
+        self.left = {o.key: o for o in left if o.key not in self._forbidden}  # still in order
         self._budget = budget_of(state, left, now)
         self._held: _Held | None = None
         self._needs: dict[str, Need] = {}
         self._unmet: set[str] = set()
         self._waits_elsewhere: Wait | None = None  # what waits, but not for a GPU
         # Two attempts at one job must not meet: what the first left behind has to go before.
-        self._lingering = {run.job for run in state.runs}
+        self._lingering = {run.job for run in state.runs} | state.strays
         self._hopeless: Mapping[Asked, str] = {}
         self._gpuless = any(asked_of(state.policy, asked)[0] == 0 for asked in state.asked)
         self.made = Plan()
@@ -133,16 +136,13 @@ class _Planner:
 
     def _place(self, job: Job, need: Need, kind: str) -> None:
         state, now = self._state, self._now
-        allowed = [
-            offer
-            for offer in self.left
-            if _may_use(offer, need, self._held, now)
-            and quiet_for(state, offer.key, now) >= _calm_seconds(state, need)
-        ]
+        allowed = self._allowed(need)
         match place(allowed, need, self._budget, state.policy, _to_avoid(state, job, now)):
             case Placement() as placement:
                 self.made.starts.append((job, placement))
-                self.left = [offer for offer in self.left if _has_room(offer, state)]
+                for gpu in placement.gpus:
+                    if not _has_room(self.left[gpu.key], state):
+                        del self.left[gpu.key]
             case Wait() as wait:
                 if not job.failed_on:
                     self._unmet.add(kind)
@@ -150,7 +150,18 @@ class _Planner:
                 if not need.gpus:
                     self._waits_elsewhere = self._waits_elsewhere or wait
                 elif self.made.waiting is None:
-                    self.made.waiting = self._explained(wait, job, need, allowed)
+                    self.made.waiting = self._explained(wait, job, need, allowed=bool(allowed))
+
+    def _allowed(self, need: Need) -> Collection[Offer]:
+        """Of what is left, what a job with this need may have."""
+        state, now, calm = self._state, self._now, _calm_seconds(self._state, need)
+        if self._held is None and not calm:
+            return self.left.values()
+        return [
+            offer
+            for offer in self.left.values()
+            if _may_use(offer, need, self._held, now) and quiet_for(state, offer.key, now) >= calm
+        ]
 
     def _hold_for(self, need: Need) -> None:
         """Of those that wait, the first one is sure of its turn, and of its part of the caps."""
@@ -168,22 +179,22 @@ class _Planner:
             return Wait("as many jobs run as --jobs allows")
         return self.made.waiting or Wait(lambda: self._why_none_is_free() or NONE_LEFT)
 
-    def _explained(self, wait: Wait, job: Job, need: Need, allowed: Sequence[Offer]) -> Wait:
-        """What the first job that waits has to wait for, and what is kept for it until then."""
+    def _explained(self, wait: Wait, job: Job, need: Need, *, allowed: bool) -> Wait:
+        """What the first job that waits has to wait for, and what is kept for it until then.
+        `allowed`: whether there are GPUs that it might have had."""
         if not wait.lacks_gpus:
             return wait
-        others = self._why_none_is_free(need)
         if not allowed:
-            return Wait(others or NONE_LEFT)
-        clauses = [wait.why]
+            return Wait(lambda: self._why_none_is_free(need) or NONE_LEFT)
+        why = wait.why  # as it is now: those behind it may be given what is left
         if self._held is not None and (kept := self._labels(self._held.gpus)):
             are = "is" if len(kept) == 1 else "are"
-            clauses.append(f"GPU {','.join(kept)} {are} held for {job.words}")
-        return Wait("; ".join([*clauses, others] if others else clauses))
+            why += f"; GPU {','.join(kept)} {are} held for {job.words}"
+        return Wait(lambda: "; ".join(filter(None, (why, self._why_none_is_free(need)))))
 
     def _labels(self, gpus: Collection[GpuKey]) -> list[str]:
         """Of those of the GPUs that others might be given."""
-        here = (offer.sample for offer in self.left if offer.key in gpus)
+        here = (offer.sample for key, offer in self.left.items() if key in gpus)
         return [
             label(sample, with_host=self._state.policy.spans_hosts)
             for sample in sorted(here, key=position)
@@ -197,15 +208,16 @@ class _Planner:
             for key, watch in state.gpus.items()
             if state.policy.loses_work and has_somebody_new(watch, now)
         }
+        reasons |= self._forbidden
         calm = 0.0 if need is None else _calm_seconds(state, need)
-        for offer in self.left:
+        for offer in self.left.values():
             if (quiet := quiet_for(state, offer.key, now)) < calm:
                 left, waits = words.duration(quiet), words.duration(calm)
                 reasons[offer.key] = f"somebody left {left} ago (a long job waits for {waits})"
         return why_none_is_free(state, now, reasons)
 
 
-def in_order(state: State, left: Sequence[Offer], now: Timestamp) -> Iterable[Job]:
+def in_order(state: State, left: Collection[Offer], now: Timestamp) -> Iterable[Job]:
     """Where runs give way and lose what they have computed, those go first that are likely to end
     before somebody comes: for so long as a GPU was left alone it is likely to be left alone."""
     if not state.policy.loses_work or not left:
@@ -254,21 +266,35 @@ def _may_use(offer: Offer, need: Need, held: _Held | None, now: Timestamp) -> bo
     return need.seconds is not None and now + need.seconds <= held.until < float("inf")
 
 
-def _hold_for(state: State, need: Need, left: list[Offer], now: Timestamp) -> _Held | None:
-    """The GPUs where it will fit first, by what the siblings of those that run there took. None:
-    it has to wait for GPUs that others use, and nobody knows how long that takes."""
-    by_key = {offer.key: offer for offer in left}
-    when: dict[GpuKey, Timestamp] = {}
-    for key in state.gpus:
-        offer = by_key.get(key)
-        if offer is not None and fits(offer, need, state.policy):
-            when[key] = now
-        elif key in state.holds and key not in closed(state) and _is_large_enough(state, key, need):
-            when[key] = max(_expected_end(state, hold.run, now) for hold in state.holds_on(key))
-    soonest = sorted(when, key=lambda key: (when[key], key))[: need.gpus]
-    if len(soonest) < need.gpus:
+def _hold_for(
+    state: State, need: Need, left: Mapping[GpuKey, Offer], now: Timestamp
+) -> _Held | None:
+    """The GPUs of the host where it will fit first, by what the siblings of those that run there
+    took. None: it has to wait for GPUs that others use, and nobody knows how long that takes."""
+    by_host: dict[HostName, list[tuple[Timestamp, GpuKey]]] = {}
+    for key, at in _when_free(state, need, left, now):
+        by_host.setdefault(key.host, []).append((at, key))
+    soonest = [sorted(there)[: need.gpus] for there in by_host.values() if len(there) >= need.gpus]
+    if not soonest:
         return None
-    return _Held(frozenset(soonest), max(when[key] for key in soonest))
+    # of hosts where nobody knows the end, the one where most of it is over
+    chosen = min(soonest, key=lambda gpus: [at for at, _ in reversed(gpus)])
+    return _Held(frozenset(key for _, key in chosen), chosen[-1][0])
+
+
+def _when_free(
+    state: State, need: Need, left: Mapping[GpuKey, Offer], now: Timestamp
+) -> Iterator[tuple[GpuKey, Timestamp]]:
+    """Of all that will do: those that may be had now, and those where runs of ours are."""
+    shut = closed(state)
+    for key in state.gpus:
+        offer = left.get(key)
+        if offer is not None and fits(offer, need, state.policy):
+            yield key, now
+        elif key not in state.holds or key.uuid in shut or not takes_work(state, key.host, now):
+            continue
+        elif _is_large_enough(state, key, need):
+            yield key, max(_expected_end(state, hold.run, now) for hold in state.holds_on(key))
 
 
 def _expected_end(state: State, key: RunKey, now: Timestamp) -> Timestamp:
@@ -292,9 +318,8 @@ def _to_avoid(state: State, job: Job, now: Timestamp) -> Collection[GpuKey]:
     """Where it failed, as long as there is somewhere else where it may soon be tried."""
     if not job.failed_on or now >= job.requeued_at + WAIT_FOR_ANOTHER_GPU_SECONDS:
         return ()
-    elsewhere = (key for key in state.gpus if key not in job.failed_on and key not in closed(state))
-    if any(
-        key in state.holds or not why_not(state, key, state.gpus[key], now) for key in elsewhere
-    ):
+    shut = closed(state)
+    others = (key for key in state.gpus if key not in job.failed_on and key.uuid not in shut)
+    if any(key in state.holds or not why_not(state, key, state.gpus[key], now) for key in others):
         return job.failed_on
     return ()

@@ -26,6 +26,14 @@ _SSH_OPTIONS = [
     "-o", "ServerAliveInterval=10",
     "-o", "ServerAliveCountMax=3",
     "-o", "ClearAllForwardings=yes",  # ports that the user forwards are for his own sessions
+    # What a user may have set for his own sessions leaves no room for a command with an input; not
+    # every client knows all of it. One that is named here only would take the place of those that
+    # the user has named.
+    "-o", "IgnoreUnknown=*",
+    "-o", "RemoteCommand=none",
+    "-o", "SessionType=default",
+    "-o", "StdinNull=no",
+    "-o", "ForkAfterAuthentication=no",
 ]  # fmt: skip
 _LONGEST_QUOTED = 100
 _LONGEST_WHY = 200
@@ -33,6 +41,7 @@ _NOT_FOUND = 127
 _SSH_FAILED = 255  # so do agents with some errors; they say that they are smartsched
 _OURS = "smartsched: "
 _GOOD_NEWS = re.compile(r"\b(joined|started)\b")
+_WAS_THERE = re.compile(r"\bjoined\b")
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(\x07|\x1b\\)?|\x1b[@-_]?")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 # What ssh says last where it said before what it is about.
@@ -69,6 +78,11 @@ def says_it_is_up(output: str) -> bool:
     return _GOOD_NEWS.search(_ESCAPES.sub("", output)) is not None
 
 
+def says_it_was_there(output: str) -> bool:
+    """Whether it was up before."""
+    return _WAS_THERE.search(_ESCAPES.sub("", output)) is not None
+
+
 def why_not(host: HostSpec, code: int | None, output: str, errors: str, *, by_ssh: bool) -> str:
     """One line. `code`: the exit status, below 0 the signal; None: that is not known."""
     said = _last_line(errors)
@@ -100,6 +114,11 @@ def cannot_start(host: HostSpec, why: str) -> str:
     return words.shortened(f"cannot start on {host.name}: {_plain(why)}", _LONGEST_WHY)
 
 
+def by_hand(host: HostSpec) -> str:
+    """What to type to come there."""
+    return f"ssh {'' if host.port is None else f'-p {host.port} '}{_destination(host)}"
+
+
 def _destination(host: HostSpec) -> str:
     return host.address if host.user is None else f"{host.user}@{host.address}"
 
@@ -107,13 +126,13 @@ def _destination(host: HostSpec) -> str:
 def _what_ssh_said(host: HostSpec, lines: Sequence[str]) -> str:
     clear = [line for line in lines if not _VAGUE.match(line)] or lines or ["ssh does not say why"]
     last = words.shortened(clear[-1], _LONGEST_QUOTED).rstrip(".").removeprefix("ssh: ")
-    by_hand = f"ssh {'' if host.port is None else f'-p {host.port} '}{_destination(host)}"
+    to_try = by_hand(host)
     if any("HOST IDENTIFICATION HAS CHANGED" in line for line in lines):
-        return f"its host key is not the one known here: see what {by_hand} says"
+        return f"its host key is not the one known here: see what {to_try} says"
     if last.startswith("Host key verification failed"):
-        return f"{last}: connect once by hand: {by_hand}"
+        return f"{last}: connect once by hand: {to_try}"
     if "Permission denied" in last:
-        return f"{last}: {by_hand} must work without a password"
+        return f"{last}: {to_try} must work without a password"
     return last
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from smartsched.core.model import GpuReading
+from smartsched.core.model import UNREAD, GpuReading
 from smartsched.errors import UsageError
 
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
@@ -119,6 +119,14 @@ class Selection:
         known = frozenset(r.key.uuid for r in readings)
         chosen = frozenset(r.key.uuid for r in readings if self._names(r))
         return replace(self, known=self.known | known, chosen=self.chosen | chosen)
+
+    def by_uuid(self, readings: Sequence[GpuReading]) -> "Selection":
+        """The same choice of all there are, by what they are: whoever has one of these indices
+        later is another, and not what was granted."""
+        uuids = [reading.key.uuid for reading in readings if self._names(reading)]
+        named = [ByUuid(uuid) for uuid in uuids if not uuid.startswith(UNREAD)]
+        wanted = [gpu_id for gpu_id in self.wanted or () if isinstance(gpu_id, ByUuid)]
+        return replace(self, wanted=tuple(dict.fromkeys([*wanted, *named])))
 
     def admits(self, reading: GpuReading) -> bool:
         if reading.key.uuid in self.known:

@@ -23,6 +23,7 @@ from smartsched.core.model import (
     PilotsStand,
     SamplerTrouble,
     Snapshot,
+    Strays,
     Timestamp,
 )
 from smartsched.core.state import Host, Refusal, State
@@ -33,14 +34,18 @@ def see(state: State, observation: Observation, now: Timestamp) -> None:
     match observation:
         case SamplerTrouble(host):
             state.troubles[host] = observation
-        case HostHere(host, node, cores, leaves):
+        case HostHere(host, node, cores, leaves, is_unfit, most_gpus, leave_free):
             known = state.hosts.get(host)
             since = known.since if known is not None and known.here else now
-            state.hosts[host] = Host(node, cores, leaves, since=since)
+            state.hosts[host] = Host(
+                node, cores, leaves, is_unfit, True, since, most_gpus, leave_free
+            )
         case HostAway():
             _lose_sight(state, observation)
         case PilotsStand():
             state.pilots = observation
+        case Strays(jobs):
+            state.strays = jobs
         case Snapshot():
             _see_gpus(state, observation, now)
         case _:
@@ -53,6 +58,8 @@ def _see_gpus(state: State, snapshot: Snapshot, now: Timestamp) -> None:
         _pin(state, snapshot)
         _see_cards(state, snapshot)
     for reading in snapshot.gpus:
+        if reading.key.uuid in snapshot.withheld:
+            continue
         if state.policy.selection.admits(reading):
             _see_gpu(state, reading, snapshot.taken_at, now)
     if snapshot.whole:

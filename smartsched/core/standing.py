@@ -4,10 +4,9 @@ from collections.abc import Collection, Mapping
 
 from smartsched.core import words
 from smartsched.core.freeness import Busy, Free, Unknown, Verdict, Watch, breach_words, verdict
-from smartsched.core.guard import is_suspect
 from smartsched.core.model import GpuKey, GpuUnreadable, Lingering, Timestamp
 from smartsched.core.selection import label
-from smartsched.core.state import FAILURES_IN_A_ROW, State
+from smartsched.core.state import FAILURES_IN_A_ROW, State, why_postponed
 from smartsched.core.strangers import Hold
 
 # Why a host is not here yet, before anything was heard of it.
@@ -52,9 +51,10 @@ def _withheld_for(state: State, hold: Hold, now: Timestamp) -> str | None:
 
 def why_closed(state: State, key: GpuKey) -> str:
     """Why nothing is started on this GPU though it may be free; "" if that is no reason."""
-    if key in state.withheld:
+    if key.uuid in state.withheld:
         return "withheld: one job after the other failed at once there, and not elsewhere"
-    if state.policy.guard and is_suspect(state, key):
+    record = state.records.get(key.uuid)
+    if state.policy.guard and record is not None and record.is_suspect:
         return f"suspect: {FAILURES_IN_A_ROW} jobs in a row failed at once there"
     return ""
 
@@ -75,7 +75,14 @@ def why_not(state: State, key: GpuKey, watch: Watch, now: Timestamp) -> str:
         case Unknown(why):
             return why
         case Free():
-            return state.refused[key].why if is_claimed_by_others(state, key, now) else ""
+            return _why_not_though_free(state, key, now)
+
+
+def _why_not_though_free(state: State, key: GpuKey, now: Timestamp) -> str:
+    if is_claimed_by_others(state, key, now):
+        return state.refused[key].why
+    why = why_postponed(state, key.host, now)
+    return f"could not start a command there: {why}; trying again" if why else ""
 
 
 def is_claimed_by_others(state: State, key: GpuKey, now: Timestamp) -> bool:

@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from smartsched.core.footprint import Footprint, Meter
 from smartsched.core.freeness import Watch
+from smartsched.core.hours import NO_CAP, Cap
 from smartsched.core.model import (
     Asked,
     EndedRun,
@@ -19,6 +20,7 @@ from smartsched.core.model import (
     GivenUp,
     GpuKey,
     GpuReading,
+    GpuUuid,
     HostName,
     Job,
     JobId,
@@ -41,6 +43,8 @@ QUICK_SECONDS = 10.0
 FAILURES_IN_A_ROW = 3
 # Beyond so many, the first of those that were given up are forgotten.
 MOST_GIVEN_UP = 10_000
+# What no host is called.
+EVERYWHERE = HostName("")
 
 
 class Closing(IntEnum):
@@ -61,6 +65,15 @@ class Failure:
     final: bool  # whether its job was given up
 
 
+@dataclass(slots=True)
+class Postponed:
+    """Where a start failed for no fault of the job's, none is tried for a while."""
+
+    until: Timestamp
+    why: str
+    next_seconds: float  # for which it would be postponed if the next one failed, too
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A GPU that another dispatcher has claimed."""
@@ -76,21 +89,31 @@ class Host:
     node: str  # what the machine calls itself
     cores: int
     leaves: bool = False  # soon, and for good
+    is_unfit: bool = False  # no command can run there
     here: bool = True  # somebody answers for it
     since: Timestamp = float("-inf")  # he does, or did
+    most_gpus: Cap = NO_CAP  # of a run there, as its administrator allows
+    leave_free: Cap = NO_CAP  # GPUs there that stay free, as he wants it
 
     @property
     def takes_work(self) -> bool:
-        return self.here and not self.leaves
+        return self.here and not self.leaves and not self.is_unfit
 
 
 @dataclass(slots=True)
 class Record:
-    """How runs end on a GPU; the evidence by which a broken one is known."""
+    """How runs end on a GPU; the evidence by which a broken one is known. Kept by its UUID: with
+    pilots it may come back on a host of another name."""
 
+    gpu: GpuKey  # as it was called when the last of them ended
     since: Timestamp  # when the first of the failures in a row was started
     quick_failures: tuple[Failure, ...] = ()  # in a row, the last few
     proved_at: Timestamp = float("-inf")  # when a run was last started that did well there
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether so many jobs in a row failed at once there that it may be the GPU."""
+        return len(self.quick_failures) >= FAILURES_IN_A_ROW
 
 
 @dataclass(slots=True)
@@ -127,11 +150,9 @@ class State:
     ever_launched: bool = False
     wait_timed_out: bool = False
     last_ending: Ending | None = None  # None: no job has ended so far
-    postponed_until: Timestamp = float("-inf")
-    postponed_why: str = ""
-    postpone_seconds: float = FIRST_POSTPONE_SECONDS
-    records: dict[GpuKey, Record] = field(default_factory=dict)
-    withheld: set[GpuKey] = field(default_factory=set)
+    postponed: dict[HostName, Postponed] = field(default_factory=dict)  # or EVERYWHERE
+    records: dict[GpuUuid, Record] = field(default_factory=dict)
+    withheld: set[GpuUuid] = field(default_factory=set)
     gpus: dict[GpuKey, Watch] = field(default_factory=dict)
     # Selected or not: where the cards of a host were listed last, and which are out of reach.
     cards: dict[HostName, dict[GpuKey, int]] = field(default_factory=dict)
@@ -139,6 +160,8 @@ class State:
     troubles: dict[HostName, SamplerTrouble] = field(default_factory=dict)
     hosts: dict[HostName, Host] = field(default_factory=dict)  # that were here; a box has none
     pilots: PilotsStand | None = None  # None: there are none
+    # Attempts at these live somewhere, and nobody wants them.
+    strays: frozenset[JobId] = frozenset()
     meters: dict[RunKey, Meter] = field(default_factory=dict)
     # By command shape: what this run has learned, and that with what earlier ones had.
     learned: dict[str, Footprint] = field(default_factory=dict)
@@ -169,6 +192,14 @@ def is_out_of_reach(state: State, host: HostName) -> bool:
     """Whether nobody there can be told anything, nor tell what has happened."""
     known = state.hosts.get(host)
     return state.policy.spans_hosts and (known is None or not known.here)
+
+
+def takes_work(state: State, host: HostName, now: Timestamp) -> bool:
+    """Whether anything may be started there, whatever its GPUs look like."""
+    if not state.policy.spans_hosts:
+        return True
+    known = state.hosts.get(host)
+    return known is not None and known.takes_work and not why_postponed(state, host, now)
 
 
 def position(reading: GpuReading) -> tuple[str, int, int]:
@@ -222,9 +253,28 @@ def dequeue(state: State, job: Job) -> None:
         del state.asked[job.spec.asked]
 
 
-def postpone(state: State, at: Timestamp, why: str) -> None:
-    """Nothing is started for a while; several that fail in one tick count as one failure."""
-    if at >= state.postponed_until:
-        state.postponed_until = at + state.postpone_seconds
-        state.postpone_seconds = min(2 * state.postpone_seconds, LONGEST_POSTPONE_SECONDS)
-    state.postponed_why = why
+def postpone(state: State, host: HostName, at: Timestamp, why: str) -> None:
+    """Nothing is started there for a while; several that fail in one tick count as one failure."""
+    known = state.postponed.get(host)
+    if known is not None and at < known.until:
+        known.why = why
+        return
+    for name, each in list(state.postponed.items()):  # a host may be gone for good
+        if at >= each.until + LONGEST_POSTPONE_SECONDS:
+            del state.postponed[name]
+    seconds = FIRST_POSTPONE_SECONDS if known is None else known.next_seconds
+    longer = min(2 * seconds, LONGEST_POSTPONE_SECONDS)
+    state.postponed[host] = Postponed(at + seconds, why, longer)
+
+
+def note_start(state: State, host: HostName) -> None:
+    """It can be done there."""
+    for name in (host, EVERYWHERE):
+        if name in state.postponed:
+            state.postponed[name].next_seconds = FIRST_POSTPONE_SECONDS
+
+
+def why_postponed(state: State, host: HostName, now: Timestamp) -> str:
+    """Why nothing is started there for now; "" if that is no reason."""
+    known = state.postponed.get(host)
+    return known.why or "it failed" if known is not None and now < known.until else ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
-from smartsched.core import codec, records
+from smartsched.core import codec, hours, records
 from smartsched.core.actions import Checkpoint, Claim, Kill, Launch, Release, Terminate
 from smartsched.core.forms import (
     COUNT,
@@ -48,6 +48,7 @@ from smartsched.core.model import (
     GpuUuid,
     HostName,
     Job,
+    JobSpec,
     Lingering,
     Run,
     RunKey,
@@ -114,6 +115,8 @@ def encode_report(report: Report) -> bytes:
             "answers": [_answer_to_json(answer) for answer in report.answers],
             "chunks": [_chunk_to_json(chunk) for chunk in report.chunks],
             "leaves": report.leaves,
+            "is_unfit": report.is_unfit,
+            "has_logs": report.has_logs,
         },
         URGENT if report.is_urgent else ROUTINE,
     )
@@ -133,13 +136,16 @@ def decode_report(message: bytes, host: HostName) -> Report:
             tuple(_answer_of_json(answer, host) for answer in exactly(list)(it["answers"])),
             tuple(_chunk_of_json(chunk) for chunk in exactly(list)(it["chunks"])),
             FLAG.of_json(it["leaves"]),
+            FLAG.of_json(it["is_unfit"]),
+            FLAG.of_json(it["has_logs"]),
             not is_routine(message),
         ),
     )
 
 
 def encode_hello(hello: Hello) -> bytes:
-    return _bytes(asdict(hello), URGENT)
+    caps = {"most_gpus": hours.words(hello.most_gpus), "leave_free": hours.words(hello.leave_free)}
+    return _bytes(asdict(hello) | caps, URGENT)
 
 
 def decode_hello(message: bytes) -> Hello:
@@ -155,12 +161,18 @@ def decode_hello(message: bytes) -> Hello:
             TEXT.of_json(it["pilot"]),
             TIME.of_json(it["sent_at"]),
             exactly(dict)(it["more"]),
+            FLAG.of_json(it["is_unfit"]),
+            TEXT.of_json(it["machine"]),
+            _cap_of_json(it["most_gpus"]),
+            _cap_of_json(it["leave_free"]),
         ),
     )
 
 
 def _bytes(value: Mapping[str, Any], mark: bytes) -> bytes:
-    return mark + json.dumps(value, separators=(",", ":")).encode()
+    """As short as they can be: a command may be long, and of letters that are not ASCII's."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return mark + text.encode("utf-8", "surrogatepass")  # as json.loads takes bytes
 
 
 def _read(message: bytes, make: Callable[[Mapping[str, Any]], T]) -> T:
@@ -170,14 +182,21 @@ def _read(message: bytes, make: Callable[[Mapping[str, Any]], T]) -> T:
         raise BadMessageError(f"{type(error).__name__}: {error}") from error
 
 
+_NOT_SAID = JobSpec("", "", "")
 _PAIR: Form = Form(list, lambda value: _pair(*exactly(list)(value)))
 _GPUS = list_of(GPU)
+_UUIDS = list_of(TEXT)
 _ASKED: Form = Form(
     lambda pairs: [[list(gpu), size] for gpu, size in pairs],
     lambda pairs: tuple(
         (GPU.of_json(gpu), COUNT.of_json(size)) for gpu, size in exactly(list)(pairs)
     ),
 )
+
+
+def _cap_of_json(value: Any) -> hours.Cap:
+    text = TEXT.of_json(value)
+    return hours.parse_cap(text) if text else hours.NO_CAP
 
 
 def _pair(one: Any, other: Any) -> tuple[float, float]:
@@ -239,13 +258,13 @@ def _order_of_json(value: Any) -> Order:  # noqa: C901, PLR0911  # a table
 
 
 def _run_to_json(run: Run) -> dict[str, Any]:
-    facts = {"run": list(run.key), "spec": SPEC.to_json(run.job.spec)}
-    return facts | {"status": _status_to_json(run.status)}
+    """Without its command: whoever looks for it looks for what it has left, and starts nothing."""
+    return {"run": list(run.key), "status": _status_to_json(run.status)}
 
 
 def _run_of_json(value: Any) -> Run:
     key: RunKey = RUN.of_json(value["run"])
-    job = Job(key.job, SPEC.of_json(value["spec"]), attempts=key.attempt)
+    job = Job(key.job, _NOT_SAID, attempts=key.attempt)
     return Run(key, job, _status_of_json(value["status"]))
 
 
@@ -288,7 +307,7 @@ def _seen_to_json(seen: Seen) -> dict[str, Any]:
     if not isinstance(seen, Snapshot):
         return codec.as_object(seen, wall_time=0.0, monotonic_s=0.0)
     facts = codec.as_object(seen, wall_time=0.0, monotonic_s=seen.taken_at)
-    return facts | {"arrived_s": seen.arrived_at}
+    return facts | {"arrived_s": seen.arrived_at, "withheld": sorted(seen.withheld)}
 
 
 def _seen_of_json(value: Any, host: HostName) -> Seen:
@@ -296,7 +315,11 @@ def _seen_of_json(value: Any, host: HostName) -> Seen:
     seen = codec.decode(fields, taken_at=codec.monotonic_seconds(fields), host=host)
     if not isinstance(seen, Snapshot):
         return seen
-    return replace(seen, arrived_at=optional(TIME).of_json(fields["arrived_s"]))
+    return replace(
+        seen,
+        arrived_at=optional(TIME).of_json(fields["arrived_s"]),
+        withheld=frozenset(_UUIDS.of_json(fields["withheld"])),
+    )
 
 
 def _event_of_json(value: Any) -> tuple[int, AgentEvent]:

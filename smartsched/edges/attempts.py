@@ -1,7 +1,8 @@
 """A record for each attempt at a job: what has to outlive the dispatcher while the attempt does.
 
 It is made by the attempt itself, exclusively, as the first thing it does, and holds the pid of its
-wrapper; when its command has ended, the wrapper adds the status. So whoever makes the record first
+wrapper; when its command has ended, the wrapper adds the status, or that it was the lease that has
+ended it, whatever the command made of that. So whoever makes the record first
 decides: a dispatcher that makes it for an attempt that its predecessor may just have launched,
 revokes it. What was revoked stays so while the run's folder is there, since nobody knows when a
 wrapper comes that is late. Beside a record lies the script of a command too long for an argument.
@@ -25,7 +26,7 @@ NO_RECORD = 125
 _SCRIPT = ".script"  # behind the name of the record
 _IN_FOLDER = "record", "script"  # of earlier versions
 # A line with the status may be cut short, as long as the one with the pid is not.
-_FORM = re.compile(rb"(\d{1,10})\n(?:exit (\d{1,3})\n|[^\n]*)", re.ASCII)
+_FORM = re.compile(rb"(\d{1,10})\n(?:exit (\d{1,3})\n|(lease)\n|[^\n]*)", re.ASCII)
 _REVOKED = b"revoked\n"
 _MOST_BYTES = 4096
 _FILE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,6 +42,9 @@ _BEGIN = (
     f"echo $$ >&4 || exit {NO_RECORD}; shift 2; "
 )
 _ASKED_BY = "HUP INT QUIT TERM USR1 USR2"
+# By it a watchdog says, whatever disk is full, that it is about to end the command.
+_OVER = "RTMIN+7"
+_TERMINATED = 143  # 128 + SIGTERM: what a wrapper says for a command that the lease has ended
 WRAPPER = (
     f'{_BEGIN}trap : {_ASKED_BY}; (exec "$@" 2>&3 3>&- 4>&-); s=$?; echo "exit $s" >&4; exit $s'
 )
@@ -48,16 +52,19 @@ WRAPPER = (
 
 def leased_wrapper(watchdog: str) -> str:
     """The same for bash, with a watchdog beside it: text that makes smartsched_watch a function of
-    four arguments, which come before what to run. Descriptors 5 and 6 are both ends of a pipe: by
-    it the watchdog is told of the end of the command, and sees that of the wrapper. It is waited
-    for, so that nobody takes it for something that the command has left behind. From its first
-    moment no signal by which runs are asked to end does end it."""
+    five arguments: four that come before what to run, and the signal by which it tells the wrapper
+    that the lease is over. Descriptors 5 and 6 are both ends of a pipe: by it the watchdog is told
+    of the end of the command, and sees that of the wrapper. It is waited for, so that nobody takes
+    it for something that the command has left behind. From its first moment no signal by which runs
+    are asked to end does end it."""
     return (
-        f"{watchdog}{_BEGIN}trap '' {_ASKED_BY}; "
-        'set -m; smartsched_watch "$1" "$2" "$3" "$4" >/dev/null 3>&- 6>&- & set +m; shift 4; '
+        f"{watchdog}unset smartsched_over; {_BEGIN}"
+        f"trap '' {_ASKED_BY}; trap smartsched_over=1 {_OVER}; set -m; "
+        f'smartsched_watch "$1" "$2" "$3" "$4" {_OVER} >/dev/null 3>&- 6>&- & set +m; shift 4; '
         f"exec 5<&-; trap : {_ASKED_BY}; "
-        '(exec "$@" 2>&3 3>&- 4>&- 6>&-); s=$?; echo "exit $s" >&4; '
-        f"trap '' {_ASKED_BY} PIPE; echo done >&6; wait $!; exit $s"
+        '(exec "$@" 2>&3 3>&- 4>&- 6>&-); s=$? how="exit $s"; '
+        f"[[ $smartsched_over ]] && s={_TERMINATED} how=lease; "
+        f"echo \"$how\" >&4; trap '' {_ASKED_BY} {_OVER} PIPE; echo done >&6; wait $!; exit $s"
     )
 
 
@@ -68,6 +75,7 @@ class AttemptRecord:
     pid: int | None  # None: it is just about to say
     status: int | None  # None: it has not ended, or not by itself
     changed_at: float  # Unix seconds
+    by_lease: bool = False  # whether it was the lease that has ended it
 
 
 class Attempts:
@@ -110,7 +118,7 @@ class Attempts:
         if found is None:
             return AttemptRecord(None, None, changed_at)
         status = None if found[2] is None else int(found[2])
-        return AttemptRecord(int(found[1]), status, changed_at)
+        return AttemptRecord(int(found[1]), status, changed_at, found[3] is not None)
 
     def revoke(self, run: RunKey) -> bool:
         """Whether it had not begun; then it never will. Raises OSError if that cannot be said."""

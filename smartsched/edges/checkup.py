@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import stat
 import sys
 import tempfile
@@ -175,6 +176,30 @@ def tight_limits() -> Iterator[str]:
         able = hard == unlimited or (least != unlimited and hard >= least)
         do = f"ulimit -{flag} {wanted}" if able else "ask the administrator for more"
         yield f"{why} (ulimit -{flag}: {soft}): {do}"
+
+
+def missing_for_hosts() -> list[str]:
+    """What other hosts cannot be used without, and what to do."""
+    from importlib.util import find_spec
+
+    missing = []
+    if any(find_spec(name) is None for name in ("distributed", "cryptography")):
+        missing.append("pip install 'smartsched[cluster]'")
+    if shutil.which("ssh") is None:
+        missing.append("install ssh (--slurm and --listen do without)")
+    return missing
+
+
+def why_others_may_join(authority: Path) -> str | None:
+    """Whoever can read or replace what lies there can act as an agent, or as a dispatcher."""
+    with suppress(OSError):
+        for path in (authority, *authority.iterdir()):
+            status = path.lstat()
+            if status.st_uid != os.geteuid():
+                return f"{path} belongs to somebody else: remove {authority}, another is made"
+            if stat.S_IMODE(status.st_mode) & 0o077:
+                return f"others may enter or read {path}: chmod go= {path}"
+    return None
 
 
 def own_dispatchers(state: Path) -> list[str]:

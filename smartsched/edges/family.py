@@ -8,6 +8,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -57,15 +58,18 @@ class Family:
         they are the same by now it began then, and /proc need not be asked: that waits until the
         child is done with its exec, which is often longer than all else that a start takes."""
         if self._clock_tells and not_before == self.ticks():
-            return ProcessId(pid, not_before, _boot())
+            return ProcessId(pid, not_before, _place())
         found = _start_ticks(pid)
         if self._clock_tells is None and not_before == self.ticks():
             self._clock_tells = found == not_before
-        return ProcessId(pid, found, _boot())
+        return ProcessId(pid, found, _place())
 
     def lives(self, process: ProcessId) -> bool:
         """Whether just this process still runs; a zombie does not."""
-        if process.boot != _boot() or _start_ticks(process.pid) != process.start_ticks:
+        if (
+            process.boot.partition("/")[0] != _boot()
+            or _start_ticks(process.pid) != process.start_ticks
+        ):
             return False
         return process.start_ticks > 0 and _stat(process.pid, 3) not in (b"Z", b"X")
 
@@ -91,6 +95,15 @@ class Family:
             return process.uids().real == os.getuid() and tag_in(process.environ()) == tag
         except (psutil.Error, OSError):
             return False
+
+    def watchdog(self, wrapper: int) -> ProcessId | None:
+        """Of the run with this wrapper: the child that leads a group of its own. None: there is
+        none yet, or nobody can tell."""
+        for pid in _children_of(wrapper):
+            with suppress(OSError):
+                if os.getpgid(pid) == pid:
+                    return self.identify(pid)
+        return None
 
     def catches(self, pid: int, signum: int) -> bool:
         """Whether it has a handler for this signal (proc_pid_status(5): SigCgt)."""
@@ -230,23 +243,27 @@ def _group_exists(leader_pid: int) -> bool:
 
 def _children() -> list[int]:
     """Pids of our children."""
+    return _children_of(os.getpid())
+
+
+def _children_of(parent: int) -> list[int]:
+    """Pids."""
     pids: list[int] = []
     try:
-        for thread in os.listdir("/proc/self/task"):
-            pids.extend(map(int, _contents(f"/proc/self/task/{thread}/children").split()))
+        for thread in os.listdir(f"/proc/{parent}/task"):
+            pids.extend(map(int, _contents(f"/proc/{parent}/task/{thread}/children").split()))
     except OSError:
-        return _children_by_scan()
+        return _children_by_scan(parent)
     return pids
 
 
-def _children_by_scan() -> list[int]:
+def _children_by_scan(parent: int) -> list[int]:
     """For kernels without CONFIG_PROC_CHILDREN."""
-    me = str(os.getpid()).encode()
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
         return []
-    return [pid for pid in pids if _parent(pid) == me]
+    return [pid for pid in pids if _parent(pid) == str(parent).encode()]
 
 
 def _parent(pid: int) -> bytes:
@@ -270,6 +287,15 @@ def _boot() -> str:
             return boot_id.read().strip()
     except OSError:
         return ""
+
+
+@cache
+def _place() -> str:
+    """The boot, and of which machine it is, where that is known."""
+    with suppress(OSError, ValueError), open("/etc/machine-id", encoding="ascii") as machine_id:
+        if machine := machine_id.read().strip():
+            return f"{_boot()}/{machine}"
+    return _boot()
 
 
 def _stat(pid: int, number: int) -> bytes:

@@ -68,7 +68,9 @@ class Lease:
         if not _IS_TOKEN.fullmatch(token):
             raise ValueError(f"no name of a folder: {token!r}")
         self._grace_seconds = max(0, int(grace_seconds))
-        self._ours, self._name = _our_folder(places), token
+        # where watchdogs of an earlier agent look, whatever other places there are by now
+        first_known = sorted(places, key=lambda place: not _is_ours(place, token))
+        self._ours, self._name = _our_folder(first_known), token
         self._ends_at: float | None = None  # None: it was not renewed yet
         try:
             with self._opened():
@@ -136,6 +138,18 @@ class Lease:
             os.close(folder_fd)
 
 
+def _is_ours(place: Path, token: str) -> bool:
+    """Whether the lease was kept there before."""
+    ours = _in(place)
+    with suppress(OSError):
+        return all(_why_not_ours(os.lstat(folder)) is None for folder in (ours, ours / token))
+    return False
+
+
+def _in(place: Path) -> Path:
+    return place / f"smartsched-{os.getuid()}"
+
+
 def _our_folder(places: Sequence[Path]) -> Path:
     """The first place in which there can be one."""
     why = []
@@ -149,7 +163,7 @@ def _our_folder(places: Sequence[Path]) -> Path:
         if (kind := remote_kind(place)) is not None:
             why.append(f"{place} is on {kind}")
             continue
-        folder = place / f"smartsched-{os.getuid()}"
+        folder = _in(place)
         try:
             os.close(_open_own(folder, None))
         except OSError as error:
@@ -167,16 +181,21 @@ def _open_own(folder: Path, dir_fd: int | None) -> int:
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700, dir_fd=dir_fd)
     fd = os.open(folder, _FOLDER_FLAGS, dir_fd=dir_fd)
-    found = os.fstat(fd)
-    why = None
-    if found.st_uid != os.getuid():
-        why = "it belongs to somebody else"
-    elif stat.S_IMODE(found.st_mode) & 0o077:
-        why = "others may enter it (chmod 700 it)"
-    if why is not None:
+    if (why := _why_not_ours(os.fstat(fd))) is not None:
         os.close(fd)
         raise OSError(errno.EPERM, why)
     return fd
+
+
+def _why_not_ours(found: os.stat_result) -> str | None:
+    """None: it is, and nobody else's."""
+    if not stat.S_ISDIR(found.st_mode):
+        return "it is no folder"
+    if found.st_uid != os.getuid():
+        return "it belongs to somebody else"
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        return "others may enter it (chmod 700 it)"
+    return None
 
 
 def _replace(folder_fd: int, data: bytes) -> None:

@@ -39,6 +39,7 @@ from smartsched.core.model import (
     HostName,
     JobId,
     JobSpec,
+    Lost,
     NotStarted,
     Run,
     RunKey,
@@ -281,8 +282,10 @@ class Narrator:
                 text = f"{job} stopped: {how_it_ended(ended)} after {lasted} {where}"
                 self._say(now, text, "notice")
             case "cancelled":
-                lasted = words.duration(ended.seconds)
-                self._say(now, f"{job} cancelled after {lasted} {where}", "notice")
+                text = f"{job} cancelled after {words.duration(ended.seconds)} {where}"
+                if isinstance(ended.ending, Lost) and ended.ending.why:
+                    text += f": {ended.ending.why}"
+                self._say(now, text, "notice")
             case "failed":
                 self._failed(ended, now)
         self._tell_leftovers(job, leftovers, now)

@@ -57,6 +57,8 @@ LONGEST_ARGUMENT_BYTES = 128 * 1024
 _LOOK_AT_LEFTOVERS_SECONDS = 0.1
 # Where the kernel has no pidfds (before Linux 5.3), how often to look at adopted runs.
 _LOOK_AT_ADOPTED_SECONDS = 0.2
+# How often to look whether those live that end runs with their lease.
+_LOOK_AT_WATCHDOGS_SECONDS = 10.0
 # How long a wrapper that has made its record may take to write its pid there.
 _ABOUT_TO_SAY_SECONDS = 2.0
 # Signals that end a process; shells report 128 + the number.
@@ -66,6 +68,7 @@ _ENDING_SIGNALS = frozenset(range(1, 32)) - {
 }  # fmt: skip
 # Why a run is lost that the lease has ended, whatever its command made of that.
 _OUT_OF_REACH = "its host was out of reach for longer than --lease"
+_UNGUARDED = "nothing would have ended it with its lease: somebody has killed its watchdog"
 _MOST_ROUNDS_OF_KILLING = 10
 _CLOSING_ROUNDS = 30
 _WANTING = {
@@ -108,6 +111,8 @@ class AttemptRecord(Protocol):
     def status(self) -> int | None: ...
     @property
     def changed_at(self) -> float: ...
+    @property
+    def by_lease(self) -> bool: ...
 
 
 class Attempts(Protocol):
@@ -151,6 +156,10 @@ class Family(Protocol):
     def age_seconds(self, process: ProcessId) -> float: ...
     def may_be_reused(self, process: ProcessId) -> bool: ...
     def lives(self, process: ProcessId) -> bool: ...
+    def watchdog(self, wrapper: int) -> ProcessId | None:
+        """What ends the run of this wrapper with its lease; None: nobody can tell."""
+        ...
+
     def carries(self, pid: int, tag: str) -> bool: ...
     def catches(self, pid: int, signum: int) -> bool:
         """Whether it has a handler for this signal."""
@@ -167,6 +176,8 @@ class _Leader:
     may_be_killed: bool = False  # by us: then there is no record of its end
     ending: Ending | None = None  # None: its shell lives
     ended_at: Timestamp | None = None  # None: just now
+    watchdog: ProcessId | None = None  # None: it has none, or was not seen yet
+    unguarded_looks: int = 0  # for how many looks the watchdog has been gone
 
 
 class Processes:
@@ -202,6 +213,7 @@ class Processes:
         self._lingering: dict[RunKey, _Leader] = {}
         self._unwatched: list[_Leader] = []  # adopted, and no pidfd tells of their end
         self._look_at: Timestamp = float("inf")
+        self._look_at_watchdogs_at: Timestamp = float("-inf")
         self._last_look_took = 0.0
         fds.on_signal(signal.SIGCHLD, self._reap)
 
@@ -249,7 +261,8 @@ class Processes:
         self._attempts.remove(run)
         return event
 
-    def adopt(self, run: Run, now: Timestamp) -> list[_Adoption]:
+    def adopt(self, run: Run, now: Timestamp) -> list[_Adoption] | None:
+        """None: whether it has begun cannot be told, as where the disk is full."""
         self._family.look_everywhere()
         self._output.adopt(run.key, run.status.placement)
         match run.status:
@@ -269,10 +282,14 @@ class Processes:
                 self._look_at = float("-inf")
         return []
 
-    def _adopt_starting(self, starting: Run, now: Timestamp) -> list[_Adoption]:
+    def _adopt_starting(self, starting: Run, now: Timestamp) -> list[_Adoption] | None:
         """The last dispatcher died around its launch: the attempt itself knows whether it began."""
         run = starting.key
-        if self._attempts.revoke(run):
+        try:
+            is_revoked = self._attempts.revoke(run)
+        except OSError:
+            return None
+        if is_revoked:
             self._output.closed(run)
             return [RunRevoked(now, run)]
         deadline = time.monotonic() + _ABOUT_TO_SAY_SECONDS
@@ -312,6 +329,9 @@ class Processes:
         record = self._attempts.read(leader.run)
         if record is not None and record.status is not None:
             leader.ending = as_shells_say(record.status)
+            leader.ended_at = record.changed_at
+        elif record is not None and record.by_lease:
+            leader.ending = Lost(_OUT_OF_REACH)
             leader.ended_at = record.changed_at
         else:
             leader.ending = Killed(signal.SIGKILL) if leader.may_be_killed else Lost()
@@ -370,6 +390,9 @@ class Processes:
         events: list[RunExited | RunCleared | RunPostponed] = []
         if now >= self._look_at:
             self._look_at_unwatched()
+        if self._lease is not None and now >= self._look_at_watchdogs_at:
+            self._look_at_watchdogs_at = now + _LOOK_AT_WATCHDOGS_SECONDS
+            self._look_at_watchdogs()
         ended, self._ended = self._ended, []
         events.extend([self._end_of(leader, now) for leader in ended])
         if now >= self._look_at:
@@ -390,8 +413,8 @@ class Processes:
             self._forget(leader)
             self._attempts.remove(leader.run)
             return RunPostponed(now, leader.run, "no room for a record of how it ends")
-        if self._lease is not None and self._lease.expired(leader.run):
-            leader.ending = Lost(_OUT_OF_REACH)
+        if (why := self._why_lost(leader)) is not None:
+            leader.ending = Lost(why)
         failed = leader.ending != Exited(0)
         why = (out_of_memory(self._output.tail(leader.run)) or "") if failed else ""
         leftovers = self._count_leftovers(leader)
@@ -401,6 +424,32 @@ class Processes:
             self._forget(leader)
         ended_at = now if leader.ended_at is None else min(leader.ended_at, now)
         return RunExited(ended_at, leader.run, leader.ending, leftovers, why)
+
+    def _why_lost(self, leader: _Leader) -> str | None:
+        """Where it was not the command that has come to its end. A wrapper that lived to see that
+        says itself if it was the lease; of another there may be a mark, though not for ever."""
+        if self._lease is None:
+            return None
+        if leader.unguarded_looks > 1:
+            return _UNGUARDED
+        record = self._attempts.read(leader.run)
+        if record is not None and record.status is not None:
+            return None
+        by_lease = (record is not None and record.by_lease) or self._lease.expired(leader.run)
+        return _OUT_OF_REACH if by_lease else None
+
+    def _look_at_watchdogs(self) -> None:
+        """A run without one would go on where its host is cut off, beside its successor: it is
+        stopped. One that is gone for a single look may have ended together with its run."""
+        for leader in [leader for leader in self._leaders.values() if leader.ending is None]:
+            if leader.watchdog is None:
+                leader.watchdog = self._family.watchdog(leader.process.pid)
+            elif not self._family.lives(leader.watchdog):
+                leader.unguarded_looks += 1
+                if leader.unguarded_looks == 2:
+                    self.terminate(leader.run)
+                elif leader.unguarded_looks > 2:
+                    self.kill(leader.run)
 
     def _look_at_unwatched(self) -> None:
         for leader in list(self._unwatched):

@@ -20,6 +20,8 @@ _CHUNK_BYTES = 64 << 10
 _MOST_AT_ONCE = 8  # pieces in one report
 # The end of a job is told when its log is here; but a slow network must not keep a GPU idle.
 _PATIENCE_SECONDS = 10.0
+# Of a piece of which nobody has said by then that it has come: there was no room for it.
+_SENT_AGAIN_AFTER_SECONDS = 10.0
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -28,7 +30,7 @@ _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class _Log:
     path: str
     there: int = 0  # so many bytes have arrived
-    on_its_way: bool = False
+    sent_at: Timestamp | None = None  # what is on its way; None: nothing is
     may_have_more: bool = True
     ended_at: Timestamp | None = None  # its run's; None: it goes on
 
@@ -47,18 +49,18 @@ class LogFeed:
     def joined(self) -> None:
         """There is a new connection: what was on its way may be lost."""
         for log in self._logs.values():
-            log.on_its_way, log.may_have_more = False, True
+            log.sent_at, log.may_have_more = None, True
 
     def chunks(self) -> Sequence[Chunk]:
         """Of a log, the next piece is sent when the last one has arrived."""
         found: list[Chunk] = []
         for run, log in list(self._logs.items()):
-            if log.on_its_way or len(found) >= _MOST_AT_ONCE:
+            if self._is_on_its_way(log) or len(found) >= _MOST_AT_ONCE:
                 continue
             data = _read(log.path, log.there)
             log.may_have_more = len(data) == _CHUNK_BYTES
             if data:
-                log.on_its_way = True
+                log.sent_at = self._now()
                 found.append(Chunk(run, log.there, data))
             elif log.ended_at is not None:
                 del self._logs[run]
@@ -67,13 +69,13 @@ class LogFeed:
     def is_ready(self) -> bool:
         """Whether it would not do to wait for the next report."""
         return any(
-            not log.on_its_way and (log.may_have_more or log.ended_at is not None)
+            not self._is_on_its_way(log) and (log.may_have_more or log.ended_at is not None)
             for log in self._logs.values()
         )
 
     def fetched(self, run: RunKey, bytes_so_far: int) -> None:
         if (log := self._logs.get(run)) is not None:
-            log.there, log.on_its_way = bytes_so_far, False
+            log.there, log.sent_at = bytes_so_far, None
 
     def is_fetched(self, run: RunKey) -> bool:
         """Asked when the run has ended."""
@@ -92,8 +94,13 @@ class LogFeed:
         return all(log.ended_at is None for log in self._logs.values())
 
     def wake_at(self) -> Timestamp:
-        ends = [log.ended_at for log in self._logs.values() if log.ended_at is not None]
-        return min(ends, default=float("inf")) + _PATIENCE_SECONDS
+        """When the patience with one is over; with the others it is already."""
+        ended = (log.ended_at for log in self._logs.values() if log.ended_at is not None)
+        ends = (ended_at + _PATIENCE_SECONDS for ended_at in ended)
+        return min((end for end in ends if end > self._now()), default=float("inf"))
+
+    def _is_on_its_way(self, log: _Log) -> bool:
+        return log.sent_at is not None and self._now() < log.sent_at + _SENT_AGAIN_AFTER_SECONDS
 
 
 class LogStore:

@@ -49,14 +49,15 @@ class Spawner:
         wrapper: str,
         nice: int | None = None,
         lease: Lease | None = None,
-        other_directory: str | None = None,
+        stand_in: tuple[str, str] | None = None,
     ) -> None:
         """`wrapper`: shell text that runs a command and keeps its record. `nice`: of the commands;
         None: as we are. `lease`: of the runs, and the wrapper is text for bash that starts a
         watchdog; None: they run for as long as they like. Raises UsageError for what this host
-        lacks. `other_directory`: for commands whose folder is not there; None: they fail."""
+        lacks. `stand_in`: a folder, and another one for its commands where it is not there; all
+        other commands whose folder is not there fail."""
         self._lease = lease
-        self._other_directory = other_directory
+        self._stand_in = stand_in
         self._nice = [] if nice is None else [_nice_program(), "-n", str(nice)]
         self._run_id = run_id
         self._shell = shell
@@ -120,9 +121,9 @@ class Spawner:
         try:
             os.chdir(directory)
         except FileNotFoundError:
-            if self._other_directory is None:
+            if self._stand_in is None or self._stand_in[0] != directory:
                 raise
-            os.chdir(self._other_directory)
+            os.chdir(self._stand_in[1])
 
     @contextmanager
     def _pipe(self) -> Iterator[list[tuple[int, int, int]]]:

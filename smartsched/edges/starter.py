@@ -40,9 +40,10 @@ _RESET_SIGNALS = [
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The agent is up, and about to join."""
+    """The agent is up, and about to join. `was_there`: before, and it was told where to."""
 
     host: HostName
+    was_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +111,14 @@ class SshStarter:
         self._news: list[News] = []
         self._now: Timestamp = 0.0
 
-    def start(self, host: HostName, now: Timestamp) -> None:
-        """Now, or as soon as fewer are under way; nothing, if an attempt is. KeyError: it is none
+    def start(self, host: HostName, now: Timestamp, *, in_seconds: float = 0.0) -> None:
+        """Then, or as soon as fewer are under way; nothing, if an attempt is. KeyError: it is none
         of the hosts."""
         known = self._hosts[host]
         known.is_wanted, known.retry_at = True, None
+        if in_seconds > 0:
+            known.retry_at = now + in_seconds
+            return
         if host not in self._queue and all(a.host.name != host for a in self._under_way()):
             self._queue.append(host)
         self._start_some(now)
@@ -125,6 +129,10 @@ class SshStarter:
         known.is_wanted, known.failures, known.retry_at = False, 0, None
         with suppress(ValueError):
             self._queue.remove(host)
+
+    def has_not_joined(self, host: HostName, why: str, now: Timestamp) -> None:
+        """Though it was up: that attempt has failed, too."""
+        self._fail(self._hosts[host].spec, why, now)
 
     def take(self, now: Timestamp) -> Sequence[News]:
         """What came of attempts since the last call. Starts those that are due."""
@@ -287,7 +295,7 @@ class SshStarter:
         host, output, errors = attempt.host, _text(attempt.output), _text(attempt.errors)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         if code in (0, None) and reaching.says_it_is_up(output):
-            self._news.append(Started(host.name))
+            self._news.append(Started(host.name, reaching.says_it_was_there(output)))
             return
         why = reaching.why_not(host, code, output, errors, by_ssh=not _is_here(host))
         self._fail(host, why, now)
@@ -296,7 +304,7 @@ class SshStarter:
         self._kill(attempt)
         host, output, errors = attempt.host, _text(attempt.output), _text(attempt.errors)
         if reaching.says_it_is_up(output):  # something else keeps the connection open
-            self._news.append(Started(host.name))
+            self._news.append(Started(host.name, reaching.says_it_was_there(output)))
         else:
             self._fail(host, reaching.too_late(host, self._patience, output, errors), now)
 

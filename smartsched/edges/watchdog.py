@@ -22,8 +22,8 @@ _MOST_ROUNDS_OF_KILLING = 20
 
 
 def watchdog() -> str:
-    """Makes smartsched_watch a function, for a wrapper. Of its arguments the last is the grace in
-    seconds; that and four more after the lease has run out, whatever was part of the run is gone,
+    """Makes smartsched_watch a function, for a wrapper. Of its arguments one is the grace in
+    seconds: that and four more after the lease has run out, whatever was part of the run is gone,
     unless the kernel cannot end it."""
     return (
         _TEXT.replace("@VARIABLES@", " ".join(VARIABLES))
@@ -34,14 +34,16 @@ def watchdog() -> str:
 
 
 # Arguments: the lease, the mark to leave where the lease ended the run, when the lease ends unless
-# it says otherwise, the grace in seconds. `$$` is the wrapper: the number of the session and of the
-# group. Times are hundredths of a second of the host's uptime. Descriptor 5 is a pipe from the
-# wrapper: "done" when the command has ended, and its end when the wrapper was killed; then it is
-# opened once more, for both, or nobody could sleep on it any more. Whoever was once seen to be of
-# the run stays so, known by pid and start time, when its parents are gone.
+# it says otherwise, the grace in seconds, the signal by which the wrapper is told that it is the
+# lease that ends the run: the command may save its state and say that all is well. The mark is for
+# whoever finds that the wrapper had to be killed. `$$` is the wrapper: the number of the session
+# and of the group. Times are hundredths of a second of the host's uptime. Descriptor 5 is a pipe
+# from the wrapper: "done" when the command has ended, and its end when the wrapper was killed; then
+# it is opened once more, for both, or nobody could sleep on it any more. Whoever was once seen to
+# be of the run stays so, known by pid and start time, when its parents are gone.
 _TEXT = r"""
 smartsched_watch() {
-  local lease=$1 mark=$2 ends=$3 grace=$4 renewed=0 now=0 left=0 ended= said= status name
+  local lease=$1 mark=$2 ends=$3 grace=$4 over=$5 renewed=0 now=0 left=0 ended= said= status name
   local -a found=() outside=() tags=()
   local -A known=()
   set +m; trap '' {1..8} {10..16} {20..31}; umask 077; LC_ALL=C IFS=$' \t\n'
@@ -57,7 +59,7 @@ smartsched_watch() {
     elif ((status <= 128)); then break
     fi
   done
-  [[ $ended ]] || ((left > 0)) || echo >"$mark"
+  [[ $ended ]] || ((left > 0)) || { kill "-$over" $$; echo >"$mark"; }
   keep_open; stop; stop_strays
 }
 look() {

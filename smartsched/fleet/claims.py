@@ -27,7 +27,9 @@ class FleetClaims:
         for gpu in gpus:
             by_host.setdefault(gpu.host, []).append(gpu)
         for name, keys in by_host.items():
-            host = self._hosts.of(name, now)
+            host = self._hosts.by_name.get(name)
+            if host is None:
+                continue  # gone for good, and all claims with it
             for key in keys:
                 host.wanted.pop(key, None)
             host.asks = {ask for ask in host.asks if not set(keys) & set(ask)}

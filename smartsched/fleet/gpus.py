@@ -16,6 +16,7 @@ class FleetGpus:
     def take(self, now: Timestamp) -> Sequence[Observation]:
         self._hosts.pump(now)
         self._hosts.announce()
+        self._hosts.tell_strays()
         taken, self._hosts.observations = self._hosts.observations, []
         return taken
 

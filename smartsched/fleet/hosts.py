@@ -1,7 +1,14 @@
 """Who of the agents is here, what each was told, and what each has said.
 
 A host whose agent is gone may be gone itself, or merely cut off: its runs go on until the lease is
-over that their agent had. Only then are they taken for lost, so that no job runs twice.
+over that their agent had. Only then are they taken for lost, so that no job runs twice. Nor does it
+mean anything for them that another machine answers to the name of theirs: it is not let in before
+they are lost.
+
+An agent of another version cannot be talked to, but that it may leave. It is told so only where no
+run is believed to be: whoever leaves takes with him what is known of ends there. Where there are
+runs, it is kept out and left alone: they go on until the lease is over, and an agent of our version
+takes them up if it gets its place before.
 """
 
 from collections import deque
@@ -14,9 +21,12 @@ from smartsched.core.messages import (
     AgentEvent,
     Came,
     Chunk,
+    Connection,
     Expect,
+    Garbled,
     Hello,
     Leave,
+    News,
     Order,
     Orders,
     Report,
@@ -30,13 +40,16 @@ from smartsched.core.model import (
     HostAway,
     HostHere,
     HostName,
+    JobId,
     Lingering,
     Observation,
     PilotsStand,
     Run,
     RunKey,
+    Running,
     Snapshot,
     Stopping,
+    Strays,
     Timestamp,
 )
 from smartsched.core.offset import Offset
@@ -45,6 +58,8 @@ from smartsched.ports import Recruiter, Transport
 
 # Agents report every second; one whose file system hangs does not.
 _MUTE_SECONDS = 15.0
+# Who was sent away may be another one by then, and a machine whose agent has left is down, or back.
+_AGAIN_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -54,12 +69,15 @@ class Host:
     name: HostName
     renewed_at: Timestamp  # no lease there was renewed later than that
     heard_at: Timestamp = float("-inf")  # when it was last heard, or came
+    connection: Connection = ""  # the last
     hello: Hello | None = None  # of the last agent; None: none has been here
     here: bool = False
-    is_announced: bool = False  # that it is here, and whether it leaves
-    leaves: bool = False  # soon, and for good
+    is_gone: bool = False  # for good
+    announced: bool | None = None  # as one that leaves, or that does not; None: not yet
+    leaves: bool = False  # soon
     was_sent_off: bool = False  # or has said that it goes: it is not expected back
     was_told: bool = False  # that it may go
+    has_logs: bool = False  # of runs that have ended, and not all of them has come
     offset: Offset = field(default_factory=Offset)
     number: int = 0  # of the last orders to this agent
     expected_by: int = 0  # with these it was told which runs there should be
@@ -69,6 +87,9 @@ class Host:
     acknowledged: int = 0  # of these, so many are on record
     events: deque[tuple[int, AgentEvent]] = field(default_factory=deque)  # not taken yet
     living: frozenset[RunKey] = frozenset()
+    strays_are_known: bool = True  # to be told to end: all that its last report had
+    # That the user has given up while nobody could be told; they may still run there.
+    abandoned: dict[RunKey, Run] = field(default_factory=dict)
     launched: dict[RunKey, int] = field(default_factory=dict)  # with which orders
     looks: dict[GpuKey, Timestamp] = field(default_factory=dict)  # asked for, not answered yet
     asks: set[tuple[GpuKey, ...]] = field(default_factory=set)  # claims, likewise
@@ -86,6 +107,9 @@ class Terms:
 
     lease_seconds: float | None = None  # None: for ever; they are never taken for lost
     margin_seconds: float = 0.0  # from the end of a lease until the runs are gone for sure
+    # In place of both on hosts that were not heard of so far, by the user's word that they are
+    # gone; None: he has not said so.
+    unheard_seconds: float | None = None
 
     @property
     def lost_after_seconds(self) -> float:
@@ -101,7 +125,7 @@ class NoRecruiter:
 
     def came(self, host: HostName, now: Timestamp) -> None: ...
 
-    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None: ...
+    def went(self, host: HostName, now: Timestamp, *, again_in_seconds: float) -> None: ...
 
     def wake_at(self) -> Timestamp:
         return float("inf")
@@ -119,14 +143,18 @@ class Hosts:
         only: HostName | None = None,
         terms: Terms = Terms(),
         recruiter: Recruiter | None = None,
+        named: Iterable[HostName] = (),
     ) -> None:
         """`state` is looked at, never changed. `version`: which agents have to have. `only`: the
-        one host there is, whatever runs say of theirs; None: there are several."""
+        one host there is, whatever runs say of theirs; None: there are several. `named`: hosts that
+        the user wants to have: their agents may leave, and others are started there."""
         self._transport = transport
         self._state = state
         self._version = version
         self._only = only
         self._recruiter = recruiter or NoRecruiter()
+        self._named = frozenset(named)
+        self._strays: frozenset[JobId] = frozenset()  # as it was last told
         self._now: Timestamp = 0.0  # of the present tick
         self._owners: dict[str, HostName] = {}  # of GPUs, by their UUIDs
         self.terms = terms
@@ -144,6 +172,12 @@ class Hosts:
     def host_of(self, run: Run) -> HostName:
         return self._only or run.status.placement.host
 
+    def lost_at(self, host: Host) -> Timestamp:
+        """When its runs are taken for lost, if it is not heard until then."""
+        was_heard = host.heard_at > float("-inf")
+        unheard = None if was_heard else self.terms.unheard_seconds
+        return host.renewed_at + (self.terms.lost_after_seconds if unheard is None else unheard)
+
     def believed(self) -> Mapping[HostName, list[Run]]:
         """The runs that should be there, by their hosts."""
         found: dict[HostName, list[Run]] = {}
@@ -152,43 +186,75 @@ class Hosts:
         return found
 
     def send(self, host: Host, *orders: Order) -> int:
-        """Whoever is not here is told when he comes back. The number of the orders; 0: nobody."""
+        """Whoever is not here is told when he comes back. The number of the orders; 0: they were
+        not sent, as he is not here, or as they are too long."""
         if not host.here:
             return 0
         host.number += 1
         renewed = host.reported_at if self._only is None else None  # in this process none is late
         message = Orders(host.number, self._now, orders, host.acknowledged, renewed)
-        self._transport.send(host.name, message)
+        if not self._transport.send(host.connection, message):
+            host.number -= 1
+            return 0
         return host.number
 
     def pump(self, now: Timestamp) -> None:
         """Take in whatever has come."""
         self._now = now
         for each in self._recruiter.take(now):
-            if isinstance(each, PilotsStand) or not self.of(each.host, now).here:
+            if isinstance(each, PilotsStand):
+                self.observations.append(each)
+            elif not (host := self.of(each.host, now)).here:
+                if each.for_good:  # whoever says so knows
+                    host.is_gone, host.living = True, frozenset()
                 self.observations.append(each)
         for news in self._transport.take(now):
-            host = self.of(news.host, now)
-            match news:
-                case Came(_, hello):
-                    self._come(host, hello, now)
-                case Went(_, why):
-                    self._go(host, why, now)
-                case Said(_, report, at) if host.here:
-                    self._hear(host, report, at, now)
-                case _:
-                    pass  # of an agent that was refused
+            self._take(news, now)
         for host in [host for host in self.by_name.values() if self._is_mute(host, now)]:
-            self._transport.drop(host.name)
-            self._go(host, f"its agent lives and has said nothing for {_MUTE_SECONDS:.0f} s", now)
+            why = f"its agent lives and has said nothing for {_MUTE_SECONDS:.0f} s"
+            self._transport.drop(host.connection, why)
+            self._go(host, why, now)
+        self._forget(now)
+
+    def _take(self, news: News, now: Timestamp) -> None:
+        host = self.of(news.host, now)
+        is_known = news.connection == host.connection
+        match news:
+            case Came(hello=hello):
+                host.connection, host.number = news.connection, 0
+                self._come(host, hello, now)
+            case Garbled(why=why) if host.here or not is_known:
+                if not is_known:
+                    host.connection, host.number = news.connection, 0
+                self._refuse(host, f"it says what cannot be read: {why}", now)
+            case Said(report=report, at=at) if host.here and is_known:
+                self._hear(host, report, at, now)
+            case Went(why=why) if is_known:
+                self._go(host, why, now)
+            case _:
+                pass  # of an agent that was refused
 
     def announce(self) -> None:
         """Who is here, to the observations; but not before all that he had to tell was taken: what
-        has ended there meanwhile is not to be stopped."""
+        has ended there meanwhile is not to be stopped. Who leaves is given no more, whatever else
+        he has to tell."""
         for host in self.by_name.values():
-            if host.is_settled and not host.is_announced and not host.events and host.hello:
-                host.is_announced = True
+            if not host.is_settled or host.announced == host.leaves or host.hello is None:
+                continue
+            if host.announced is not None or not host.events:
+                host.announced = host.leaves
                 self._say_it_is_here(host, host.hello)
+
+    def tell_strays(self) -> None:
+        """To the observations, of which jobs attempts live that nobody wants any more: others at
+        them have to wait for that."""
+        if self._only is not None:
+            return
+        living = (run for host in self.by_name.values() for run in host.living)
+        strays = frozenset(run.job for run in living if run not in self._state.runs)
+        if strays != self._strays:
+            self._strays = strays
+            self.observations.append(Strays(strays))
 
     def _is_mute(self, host: Host, now: Timestamp) -> bool:
         """Whether it hangs, though its connection does not."""
@@ -207,9 +273,7 @@ class Hosts:
 
     def expect_leave(self, host: Host) -> None:
         """It is about to go, for good."""
-        if not host.leaves:
-            host.leaves = host.was_sent_off = True
-            host.is_announced = False
+        host.leaves = host.was_sent_off = True
 
     def learn(self, name: HostName, events: Iterable[AgentEvent], now: Timestamp) -> None:
         """What has become of runs there, by others than its agent, in our time."""
@@ -221,11 +285,7 @@ class Hosts:
     def wake_at(self) -> Timestamp:
         away = [host for name, host in self.by_name.items() if not host.here]
         with_runs = self.believed() if away else {}
-        losses = [
-            host.renewed_at + self.terms.lost_after_seconds
-            for host in away
-            if host.name in with_runs
-        ]
+        losses = [self.lost_at(host) for host in away if host.name in with_runs or host.living]
         if self.answers or self.observations or any(h.events for h in self.by_name.values()):
             return self._now  # it has come behind the back of whoever takes it
         here = [host for host in self.by_name.values() if host.here and self._only is None]
@@ -233,27 +293,29 @@ class Hosts:
         return min([self._transport.wake_at(), self._recruiter.wake_at(), *losses, *mute])
 
     def _come(self, host: Host, hello: Hello, now: Timestamp) -> None:
+        if self._is_another_machine(host, hello):
+            self._refuse(host, self._words_on(host, "another machine answers to its name"), now)
+            return
+        host.heard_at = now
         if self._version and hello.version != self._version:
-            why = (
-                f"it has smartsched {hello.version}, and this is {self._version}: install the same"
-            )
-            self._refuse(host, why, now)
+            self._refuse(host, self._words_on_version(host, hello), now)
             return
         if host.hello is None or host.hello.agent != hello.agent:
             host.heard, host.acknowledged = 0, 0
             host.events.clear()
-        host.hello, host.here, host.was_sent_off, host.heard_at = hello, True, False, now
-        host.is_announced = host.leaves = host.was_told = False
+        host.hello, host.here, host.was_sent_off = hello, True, False
+        host.is_gone = host.leaves = host.was_told = False
+        host.announced = None
         host.offset, host.reported_at = Offset(), None
         host.offset.heard(hello.sent_at, now)
-        host.number = host.obeyed = 0
-        host.living = frozenset()
+        host.obeyed = 0
         host.launched.clear()
         host.looks.clear()
         host.asks.clear()
         runs = self.believed().get(host.name, [])
         claims = [Claim(((gpu, size),)) for gpu, size in host.wanted.items()]
-        orders = [Expect(tuple(runs)), *self._said_before(runs), *claims]
+        expected = (*runs, *host.abandoned.values())  # these are found there, to be stopped
+        orders = [Expect(expected), *self._said_before(runs), *claims]
         host.expected_by = self.send(host, *orders)
         self._recruiter.came(host.name, now)
 
@@ -271,44 +333,97 @@ class Hosts:
                 case _:
                     pass
 
-    def _refuse(self, host: Host, why: str, now: Timestamp) -> None:
-        self.send_off(host)
-        host.here = False
+    def _is_another_machine(self, host: Host, hello: Hello) -> bool:
+        """Whether runs that are believed to be there were started on another one than this, which
+        knows nothing of them. Where nobody knows which one it is, it is the same."""
+        runs = self.believed().get(host.name, [])
+        known = host.hello.machine if host.hello is not None else ""
+        for run in runs:
+            if not known and isinstance(run.status, Running | Stopping):
+                known = run.status.process.machine
+        return bool(runs and known and hello.machine and known != hello.machine)
+
+    def _refuse(
+        self, host: Host, why: str, now: Timestamp, *, again_in_seconds: float = _AGAIN_SECONDS
+    ) -> None:
+        """Nothing that it says is heard. With runs there, it is not to go and clear up."""
+        host.here = True
+        if self.believed().get(host.name) and again_in_seconds < float("inf"):
+            self._transport.drop(host.connection, why, again_in_seconds)
+        else:
+            self.send_off(host)
+        self._part(host, now)
         self.observations.append(HostAway(host.name, why))
-        self._recruiter.went(host.name, now, for_good=True)
+        self._recruiter.went(host.name, now, again_in_seconds=again_in_seconds)
 
     def _go(self, host: Host, why: str, now: Timestamp) -> None:
         if not host.here:
             return
-        host.here = False
+        self._part(host, now)
         if host.was_sent_off:
             self._disown(host)
-            self.observations.append(HostAway(host.name, "it has left", for_good=True))
+            host.is_gone = host.was_told or host.name not in self._named
+            self.observations.append(HostAway(host.name, "it has left", for_good=host.is_gone))
+            again_in_seconds = float("inf") if host.is_gone else _AGAIN_SECONDS
         else:
             self.observations.append(HostAway(host.name, self._words_on(host, why)))
-        self._recruiter.went(host.name, now, for_good=host.was_sent_off)
+            again_in_seconds = 0.0
+        self._recruiter.went(host.name, now, again_in_seconds=again_in_seconds)
+
+    def _part(self, host: Host, now: Timestamp) -> None:
+        """What nobody wants may live on there for as long as what is believed to."""
+        host.here = False
+        host.living -= self._state.runs.keys()
+
+    def _forget(self, now: Timestamp) -> None:
+        """What is of no use any more: what lived on hosts that are gone, and whole hosts."""
+        away = [host for host in self.by_name.values() if not host.here]
+        for host in away:
+            if host.living and now >= self.lost_at(host):
+                host.living = frozenset()
+        gone = [host for host in away if host.is_gone and not host.events and not host.living]
+        believed = self.believed() if gone else {}
+        for host in gone:
+            if host.name not in believed:
+                self._disown(host)
+                del self.by_name[host.name]
 
     def _words_on(self, host: Host, why: str) -> str:
-        text = f"out of reach: {why}"
+        return f"out of reach: {why}{self._words_on_runs(host)}"
+
+    def _words_on_runs(self, host: Host) -> str:
         runs = len(self.believed().get(host.name, []))
-        if runs and self.terms.lease_seconds is not None:
-            job, they = ("its job is", "it") if runs == 1 else (f"its {runs} jobs are", "they")
-            soon = words.duration(self.terms.lost_after_seconds)
-            text += f"; {job} started anew if nothing is heard of {they} within {soon}"
-        return text
+        if not runs or self.terms.lease_seconds is None:
+            return ""
+        job, they = ("its job is", "it") if runs == 1 else (f"its {runs} jobs are", "they")
+        soon = words.duration(self.terms.lost_after_seconds)
+        return f"; {job} started anew if nothing is heard of {they} within {soon}"
+
+    def _words_on_version(self, host: Host, hello: Hello) -> str:
+        """Told to go at once, an agent leaves its jobs running, and the next takes them up."""
+        text = f"its agent has smartsched {hello.version}, and this is {self._version}"
+        if not self.believed().get(host.name):
+            return f"{text}: install the same"
+        pid = hello.more.get("pid", "PID")
+        by_hand = (
+            f"install the same there, and end that agent, not its jobs: kill {pid}; kill {pid}"
+        )
+        return f"{text}: {by_hand}{self._words_on_runs(host)}"
 
     def _hear(self, host: Host, report: Report, at: Timestamp, now: Timestamp) -> None:
         host.offset.heard(report.sent_at, at)
         if report.heard is not None:
             host.offset.echoed(*report.heard)
-        host.obeyed, host.living = report.obeyed, report.living
+        host.obeyed, host.living, host.strays_are_known = report.obeyed, report.living, False
+        if host.launched:
+            started = host.launched.items()
+            host.launched = {run: number for run, number in started if number > host.obeyed}
         host.reported_at, host.renewed_at, host.heard_at = report.sent_at, now, now
         for number, event in report.events:
             if number > host.heard:
                 host.events.append((number, event))
                 host.heard = number
-        if report.leaves:
-            self.expect_leave(host)
+        self._hear_how_it_stands(host, report)
         if not self._see(host, report, now):
             return
         self.answers += [replace(a, at=min(now, host.offset.ours(a.at))) for a in report.answers]
@@ -317,15 +432,32 @@ class Hosts:
         if self._only is None:
             self.send(host)
 
+    def _hear_how_it_stands(self, host: Host, report: Report) -> None:
+        host.has_logs = report.has_logs
+        if report.leaves:
+            self.expect_leave(host)
+        if host.hello is not None and host.hello.is_unfit != report.is_unfit:
+            host.hello, host.announced = replace(host.hello, is_unfit=report.is_unfit), None
+
     def _say_it_is_here(self, host: Host, hello: Hello) -> None:
-        self.observations.append(HostHere(host.name, hello.node, hello.cores, host.leaves))
+        is_here = HostHere(
+            host.name,
+            hello.node,
+            hello.cores,
+            host.leaves,
+            hello.is_unfit,
+            hello.most_gpus,
+            hello.leave_free,
+        )
+        self.observations.append(is_here)
 
     def _see(self, host: Host, report: Report, now: Timestamp) -> bool:
         """False: it was refused, since others speak for its GPUs."""
         for each in report.seen:
             if isinstance(each, Snapshot):
                 if (other := self._other_owner(host, each)) is not None:
-                    self._refuse(host, f"it is the same machine as {other}: name it once", now)
+                    why = f"it is the same machine as {other}: name it once"
+                    self._refuse(host, why, now, again_in_seconds=float("inf"))
                     return False
                 taken_at = min(now, host.offset.ours(each.taken_at))
                 for gpu in each.gpus:
@@ -356,7 +488,7 @@ class Hosts:
             given = {gpu.uuid: gpu.host for gpu in self._state.holds}
         for gpu in snapshot.gpus:
             uuid = gpu.key.uuid
-            if uuid.startswith(UNREAD):
+            if uuid.startswith(UNREAD) or uuid in snapshot.withheld:
                 continue
             owner = given.get(uuid) or self._owners.get(uuid, host.name)
             if owner != host.name and (uuid in given or self._is_here(owner)):

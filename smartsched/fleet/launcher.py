@@ -36,6 +36,7 @@ from smartsched.core.state import State
 from smartsched.fleet.hosts import Host, Hosts
 
 _NO_PROCESS = ProcessId(0, 0, "")
+_TOO_LONG = "the command is too long to be sent to another host"
 T = TypeVar("T", bound=AgentEvent)
 
 
@@ -62,7 +63,11 @@ class FleetLauncher:
         self, launch: Launch, now: Timestamp
     ) -> RunLaunched | RunPostponed | RunExited | None:
         host = self._hosts.of(launch.placement.host, now)
+        if host.leaves:  # it has just said so
+            return RunPostponed(now, launch.run, f"{host.name} leaves soon")
         number = self._hosts.send(host, launch)
+        if not number and host.here:
+            return RunExited(now, launch.run, NotStarted(_TOO_LONG, for_good=True), leftovers=0)
         if not number:
             return RunPostponed(now, launch.run, f"{host.name} is out of reach")
         host.launched[launch.run] = number
@@ -96,7 +101,7 @@ class FleetLauncher:
             yield from self._vanished(self._hosts.of(name, now), runs, now)
         for host in self._hosts.by_name.values():
             self._stop_strays(host)
-        self._keep_logs()
+        keep_logs(self._hosts, self._sink)
 
     def written(self, events: Sequence[Event]) -> None:
         """All that was taken is on record."""
@@ -169,10 +174,14 @@ class FleetLauncher:
         if host.here:
             why = "its host does not know of it any more"
             runs = [run for run in runs if self._is_missing(host, run.key)]
-        elif now >= host.renewed_at + self._hosts.terms.lost_after_seconds:
+        elif now >= self._hosts.lost_at(host):
             why = f"its host {host.name} was out of reach for too long"
+        elif self._hosts.terms.lease_seconds is None:
+            why = f"its host {host.name} is out of reach, where it may still run"
+            runs = [run for run in runs if run.key.job in self._state.cancelled]
+            host.abandoned |= {run.key: run for run in runs}
         for run in runs if why else ():
-            yield from _lost(run, why, now)
+            yield from end_of_lost(run, why, now)
 
     def _is_missing(self, host: Host, run: RunKey) -> bool:
         if not host.is_settled or run in host.living or run not in self._state.runs:
@@ -180,20 +189,27 @@ class FleetLauncher:
         return host.launched.get(run, 0) <= host.obeyed
 
     def _stop_strays(self, host: Host) -> None:
-        """Runs that were taken for lost, and others that nobody wants any more."""
-        if host.is_settled:
+        """Runs that were taken for lost, and others that nobody wants any more: for each report in
+        which they live, once."""
+        if host.is_settled and not host.strays_are_known:
+            host.strays_are_known = True
             for run in sorted(host.living - self._state.runs.keys()):
                 self._hosts.send(host, Kill(run))
 
-    def _keep_logs(self) -> None:
-        chunks, self._hosts.chunks = self._hosts.chunks, []
-        for host, chunk in chunks:
-            size = None if self._sink is None else self._sink.write(chunk)
-            if size is not None:
-                self._hosts.send(host, Fetched(chunk.run, size))
+
+def keep_logs(hosts: Hosts, sink: Sink | None) -> bool:
+    """Pieces that have come; whoever sent them goes on. Whether there were some to be kept."""
+    chunks, hosts.chunks = hosts.chunks, []
+    has_kept = False
+    for host, chunk in chunks:
+        size = None if sink is None else sink.write(chunk)
+        if size is not None:
+            has_kept = True
+            hosts.send(host, Fetched(chunk.run, size))
+    return has_kept
 
 
-def _lost(run: Run, why: str, now: Timestamp) -> Iterator[AgentEvent]:
+def end_of_lost(run: Run, why: str, now: Timestamp) -> Iterator[AgentEvent]:
     status: RunStatus = run.status
     if isinstance(status, Lingering):
         yield RunCleared(now, run.key)

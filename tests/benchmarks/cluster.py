@@ -2,7 +2,8 @@
 
 Each agent reports 4 KB a second, and each report is answered with 200 bytes. Prints the processor
 time of the dispatcher's process, its memory above what it has without them, how long a message
-takes from `send` to the agent's loop, how soon a killed agent is known, and an agent's memory.
+takes from `send` to the agent's loop, how soon a killed agent is known, and an agent's memory; and
+with one whole agent, how long it takes from an order to what the job does first.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ import psutil
 from smartsched.core.credentials import Credentials
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.waiter import Waiter
+from tests.benchmarks.order import order_to_start
 
 if TYPE_CHECKING:
     from smartsched.edges.engine.hub import Hub
@@ -31,18 +34,22 @@ PING, PING_EVERY_SECONDS = b"ping ", 0.1
 MIB = 1 << 20
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--agents", type=int, default=50)
     parser.add_argument("--processes", type=int, default=5, help="in which the agents live")
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--jobs", type=int, default=100, help="that are ordered to start")
     parser.add_argument("--json", action="store_true", help="for a history of results")
     parser.add_argument("--be-agents", metavar="SETTINGS", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.be_agents:
         be_agents(**json.loads(args.be_agents), **json.load(sys.stdin))
         return
-    results = measure(args.agents, args.processes, args.seconds)
+    results = {
+        **measure(args.agents, args.processes, args.seconds),
+        **order_to_start(args.jobs),
+    }
     if args.json:
         print(json.dumps(results))
         return
@@ -66,7 +73,7 @@ def measure(agents: int, processes: int, seconds: float) -> dict[str, float]:
         start_agents(hub.port, theirs, range(first, agents, processes))
         for first in range(processes)
     ]
-    here: set[str] = set()
+    here: dict[str, str] = {}
     latencies: list[float] = []
     reports = 0
 
@@ -75,15 +82,15 @@ def measure(agents: int, processes: int, seconds: float) -> dict[str, float]:
         waiter.wait(until)
         for news in hub.take():
             match news:
-                case Came(host):
-                    here.add(host)
-                case Went(host, why):
+                case Came(host, connection):
+                    here[host] = connection
+                case Went(host, why=why):
                     raise SystemExit(f"{host} went: {why}")
-                case Said(host, message) if message.startswith(PING):
+                case Said(message=message) if message.startswith(PING):
                     latencies.append(float(message.removeprefix(PING)))
-                case Said(host, message):
+                case Said(connection=connection):
                     reports += 1
-                    hub.send(host, ANSWER)
+                    hub.send(connection, ANSWER)
                 case _:
                     pass
 
@@ -99,7 +106,7 @@ def measure(agents: int, processes: int, seconds: float) -> dict[str, float]:
     while clock.now() < ends_at:
         turn(ends_at - seconds + next_ping * PING_EVERY_SECONDS)
         if clock.now() >= ends_at - seconds + next_ping * PING_EVERY_SECONDS:
-            hub.send(hosts[next_ping % agents], PING + repr(time.monotonic()).encode())
+            hub.send(here[hosts[next_ping % agents]], PING + repr(time.monotonic()).encode())
             next_ping += 1
     took, used = time.monotonic() - began, cpu_seconds() - used
     with_agents_mib = rss_mib()

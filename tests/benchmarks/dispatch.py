@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 **inside.sampler(),
                 **inside.virtual_day(args.virtual_jobs),
                 **inside.growth(args.growth),
+                **inside.decisions(hosts=50, gpus=8, shared_by=1),
+                **inside.decisions(hosts=1, gpus=16, shared_by=8),
             }
         finally:
             os.chdir(before)

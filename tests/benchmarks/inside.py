@@ -1,5 +1,6 @@
-"""What parts of it cost by themselves: a sample of many GPUs, a day in virtual time, and one more
-job after many others. No dispatcher is started here.
+"""What parts of it cost by themselves: a sample of many GPUs, a day in virtual time, one more job
+after many others, and one decision where there is much to decide about. No dispatcher is started
+here.
 """
 
 import json
@@ -12,11 +13,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from smartsched.core.apply import apply, replay
+from smartsched.core.decide import decide
 from smartsched.core.freeness import Share, Thresholds
-from smartsched.core.model import Snapshot, Timestamp
+from smartsched.core.model import HostHere, HostName, PlacedGpu, Snapshot, Timestamp
 from smartsched.core.state import State
+from smartsched.loop import QUEUE_WINDOW
 from smartsched.simulation.box import PretendBox, PretendJob, commands_at_once
-from tests.builders import INSTANT, a_policy
+from tests.builders import (
+    INSTANT,
+    T0,
+    a_key,
+    a_policy,
+    a_sample,
+    a_snapshot,
+    begun,
+    listed,
+    see,
+)
 from tests.stub_nvml import GIB, StubGpu, StubMachine, build, has_compiler
 
 GPUS, PROCESSES = 16, 64
@@ -134,3 +148,47 @@ def growth(most: int) -> dict[str, float]:
         f"a job, the last of {most}: ms": late,
         "  the last over the first": late / early,
     }
+
+
+def decisions(hosts: int, gpus: int, shared_by: int) -> dict[str, float]:
+    """Of one decision with a whole window of jobs that wait, on GPUs that take so many each. The
+    least of many."""
+    everything, name = hosts * gpus * shared_by, f"{hosts} x {gpus} GPUs"
+    cases = {
+        f"a decision, {name}, {shared_by} on each: ms": a_lab(hosts, gpus, shared_by),
+        f"  {name}, a job waits for a whole host: ms": a_lab(hosts, gpus, shared_by, wide=True),
+        f"  {name}, with room for one more: ms": a_lab(hosts, gpus, shared_by, room=1),
+        f"  {name}, before anything runs: ms": a_lab(hosts, gpus, shared_by, room=everything),
+    }
+    return {name: _decision_ms(state) for name, state in cases.items()}
+
+
+def a_lab(hosts: int, gpus: int, shared_by: int, *, room: int = 0, wide: bool = False) -> State:
+    """Jobs run wherever they can, but for so many. `wide`: the first that waits needs all GPUs of
+    a host."""
+    names = [HostName(f"gpu{number}") for number in range(hosts)]
+    keys = [a_key(number, names[number // gpus]) for number in range(hosts * gpus)]
+    given = (keys * shared_by)[room:]
+    commands = [f"train --n {number}" for number in range(len(given) + QUEUE_WINDOW)]
+    commands[len(given)] += f"  # smartsched: gpus={gpus}" if wide else ""
+    state = replay(
+        a_policy(spans_hosts=hosts > 1, jobs_per_gpu=shared_by, job_memory=GIB), listed(*commands)
+    )
+    for number, key in enumerate(given, start=1):
+        part = PlacedGpu(key, f"{key.host}/{key.uuid}", "0", reserved_bytes=GIB)
+        for event in begun(number, part):
+            apply(state, event)
+    for name in names:
+        see(state, HostHere(name, name, cores=64))
+        there = [a_sample(n % gpus, key=key) for n, key in enumerate(keys) if key.host == name]
+        see(state, a_snapshot(*there, host=name))
+    return state
+
+
+def _decision_ms(state: State) -> float:
+    found = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        decide(state, T0)
+        found.append(time.perf_counter() - began)
+    return 1000 * min(found)

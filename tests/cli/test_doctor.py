@@ -13,7 +13,7 @@ from tests.stub_nvml import GIB, stranger_process
 
 TOPICS = [
     "settings", "packages", "driver", "GPUs", "MIG", "attribution", "container", "state", "logs",
-    "claims", "dispatchers", "limits", "boot",
+    "claims", "dispatchers", "hosts", "limits", "boot",
 ]  # fmt: skip
 
 
@@ -209,3 +209,21 @@ def test_limits_of_the_shell_are_named_with_what_to_type():
     assert found == [
         "checkpoints that are larger are cut off (ulimit -f: 1073741824): ulimit -f unlimited"
     ]
+
+
+def test_keys_for_other_hosts_that_others_may_read_are_said(box: Box):
+    authority = box.state / "authority"
+    authority.mkdir(mode=0o700, parents=True)
+    (authority / "authority.pem").touch(0o600)
+
+    assert findings(box)["hosts"] == (True, "others can be used (--hosts, --slurm)")
+    (authority / "authority.pem").chmod(0o640)
+
+    assert "others may enter or read" in trouble(box, "hosts")
+
+
+def test_what_other_hosts_need_is_no_trouble_where_nobody_uses_any(box: Box):
+    ok, text = findings(box, PATH="/nowhere")["hosts"]
+
+    assert ok
+    assert text == "to use others (--hosts): install ssh (--slurm and --listen do without)"

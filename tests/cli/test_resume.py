@@ -874,6 +874,20 @@ def test_jobs_in_another_container_are_not_taken_for_gone(box: Box):
     assert box.lines("done") == ["a"]
 
 
+def test_hosts_are_not_added_while_jobs_may_run_that_no_agent_would_look_after(box: Box):
+    crashed(box, gated("a"))
+
+    refused = box.run("--resume", "--hosts", "localhost", "--lease", "10s")
+    let_go(box)
+    done = box.run("--resume")
+
+    assert refused.status == 255
+    assert "1 job of run " in refused.err
+    assert "where no agent would look after them: let them end first" in refused.err
+    assert done.status == 0, done.err
+    assert box.lines("done") == ["a"]
+
+
 def test_running_jobs_are_adopted_though_the_driver_is_gone(box: Box):
     crashed(box, gated("a"), "echo never >> done", options=("--gpus", "0"))
     broken = {"LD_LIBRARY_PATH": str(box.folder / "nowhere")}

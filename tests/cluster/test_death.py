@@ -21,13 +21,17 @@ from tests.cluster.runs import (
     start,
     without_smartsched,
 )
-from tests.lab import Lab
+from tests.lab import Colleagues, Lab
+from tests.stub_nvml import GIB
 from tests.waiting import wait_until
 
 # What may lie between a deed and the record of it in the accounts.
 SLACK_SECONDS = 0.5
 # Reports come every second: as much earlier may the lease end.
 REPORTS_SECONDS = 1.1
+# What a job's own start takes, from the last look at its GPU to its own first word, on a busy
+# machine too; others stay for longer than that.
+A_START_SECONDS, LONG_VISIT_SECONDS = 2.0, 10.0
 # What a watchdog takes beyond the grace, on a busy machine too (smartsched/edges/watchdog.py).
 WATCHDOGS_SECONDS = 4.0
 
@@ -59,42 +63,44 @@ def waits(until: float) -> None:
 
 
 def mixed_jobs(lab: Lab, count: int, seed: int) -> list[str]:
-    """Short ones, and every tenth for as long as the gate is closed."""
+    """Short ones, and some for as long as the gate is closed."""
     pick = random.Random(seed)
+    short = ("--mem", str(GIB), "--seconds")
     return [
         gated(lab, str(number))
-        if number % 10 == 5
-        else lab.accounts.job(str(number), "--seconds", f"{pick.uniform(0.3, 3):.2f}")
+        if number % 40 == 5
+        else lab.accounts.job(str(number), *short, f"{pick.uniform(0.05, 1):.2f}")
         for number in range(1, count + 1)
     ]
 
 
-def test_no_job_runs_twice_or_is_lost_whatever_dies(lab: Lab):
-    count = 70
-    off, cut, stopped = lab.boot("gpu1", "gpu2", "gpu3")
-    session = start(lab, mixed_jobs(lab, count, seed=6))
-    begun(lab, *"12345")
-    wait_until(lambda: lab.accounts.entries("end"), "some have ended", session.dump)
+def test_no_job_runs_twice_or_is_lost_or_meets_anybody_whatever_dies(lab: Lab):
+    count = 200
+    off, cut, stopped = hosts = lab.boot("gpu1", "gpu2", "gpu3")
+    with Colleagues(hosts, 6, LONG_VISIT_SECONDS) as some, Colleagues(hosts, 7) as others:
+        session = start(lab, mixed_jobs(lab, count, seed=6))
+        begun(lab, *"12345")
+        wait_until(lambda: len(lab.accounts.ended()) > 20, "some have ended", session.dump)
 
-    agent = stopped.agent()
-    stopped.freeze(agent)
-    off.power_off()
-    cut.cut()
-    at = time.monotonic()
-    waits(at + 3)
-    stopped.thaw(agent)
-    waits(at + 5)
-    crash(lab, session)
-    waits(at + 6)
-    session = lab.start("--resume")
-    waits(at + 9)
-    off.power_on()
-    waits(at + LEASE_SECONDS + GRACE_SECONDS + WATCHDOGS_SECONDS)
-    open_gate(lab)
-    waits(at + 20)
-    cut.heal()
+        agent = stopped.agent()
+        stopped.freeze(agent)
+        off.power_off()
+        cut.cut()
+        at = time.monotonic()
+        waits(at + 3)
+        stopped.thaw(agent)
+        waits(at + 5)
+        crash(lab, session)
+        waits(at + 6)
+        session = lab.start("--resume")
+        waits(at + 9)
+        off.power_on()
+        waits(at + LEASE_SECONDS + GRACE_SECONDS + WATCHDOGS_SECONDS)
+        open_gate(lab)
+        waits(at + 20)
+        cut.heal()
+        done = session.end()
 
-    done = session.end()
     assert done.status == 0, dump(lab)
     assert lab.accounts.doubles() == []
     assert outcomes(lab) == dict.fromkeys(range(1, count + 1), "ok")
@@ -106,6 +112,12 @@ def test_no_job_runs_twice_or_is_lost_whatever_dies(lab: Lab):
     ends = Counter(lab.accounts.ended())
     at_the_plug = {entry.job for entry in in_vain if entry.host == off.name}
     assert {job for job, times in ends.items() if times > 1} <= at_the_plug
+    assert {entry.host for entry in lab.accounts.entries("end")} == set(lab.hosts)
+    assert "and was given" not in done.err  # pids of different hosts are told apart
+    for entry in lab.accounts.beside([*some.visits, *others.visits], A_START_SECONDS):
+        # an agent that was stopped between an order and the start has not looked once more
+        assert entry.host == stopped.name, dump(lab)
+        assert at < entry.at < at + 3 + A_START_SECONDS, dump(lab)
     assert stopped.agents() == []
     nobody_is_left(lab)
 

@@ -13,36 +13,13 @@ from tests.cluster.runs import (
     lines_about,
     nobody_is_left,
     open_gate,
-    outcomes,
     start,
     started,
     without_smartsched,
 )
-from tests.lab import Colleagues, Entry, Lab
+from tests.lab import Entry, Lab
 from tests.lab.host import has_program
-from tests.stub_nvml import GIB
 from tests.waiting import wait_until
-
-# What a job's own start takes, from the last look at its GPU to its own first word.
-A_START_SECONDS = 1.0
-
-
-def test_many_jobs_on_several_hosts_are_done_once_and_beside_nobody(lab: Lab):
-    hosts = lab.boot("gpu1", "gpu2", "gpu3")
-    jobs = [str(number) for number in range(1, 201)]
-    commands = [lab.accounts.job(job, "--seconds", "0.05", "--mem", str(GIB)) for job in jobs]
-
-    with Colleagues(hosts, seed=6, longest_seconds=1.0) as colleagues:
-        session = start(lab, commands)
-        done = session.end()
-
-    assert done.status == 0, dump(lab)
-    all_once(lab, jobs)
-    assert lab.accounts.beside(colleagues.visits, A_START_SECONDS) == []
-    assert set(outcomes(lab).values()) == {"ok"}
-    assert {entry.host for entry in lab.accounts.entries("end")} == set(lab.hosts)
-    assert "and was given" not in done.err  # pids of different hosts are told apart
-    nobody_is_left(lab)
 
 
 def test_a_host_that_cannot_be_used_gets_one_line_and_is_tried_again(lab: Lab):
@@ -128,20 +105,39 @@ def test_commands_run_where_they_would_here_or_in_another_folder_that_is_there(l
     commands = [
         f"echo of $(hostname); pwd > {lab.base}/$(hostname); {gated(lab, job)}" for job in "12"
     ]
-    session = start(lab, commands, "--wd", "/tmp/there")
-    begun(lab, "1", "2")
+    nones = [gated(lab, job) + "  # smartsched: gpus=0" for job in "345"]
+    session = start(lab, [*commands, *nones], "--wd", "/tmp/there")
+    begun(lab, *"12345")
     session.says("gpu3: there is no folder /tmp/there, nor")
+    session.says(f"gpu1: there is no /tmp/there; commands run in {lab.folder} there")
+    assert "gpu2: there is no" not in session.err
     open_gate(lab)
 
     done = session.end()
     assert done.status == 0, dump(lab)
-    all_once(lab, "12")
+    all_once(lab, "12345")
     assert len(lines_about(done.err, bare.name)) == 1
     assert (lab.base / "gpu1").read_text() == f"{lab.folder}\n"
     assert (lab.base / "gpu2").read_text() == "/tmp/there\n"
     logs = {log.name: log.read_text() for log in lab.job_logs()}
     [job] = [job for job in "12" if hosts_of(lab, job) == [shared.name]]
     assert logs[f"000{job}.log"] == "of gpu1\n"
+    nobody_is_left(lab)
+
+
+def test_a_command_whose_own_folder_is_not_there_runs_in_no_other(lab: Lab):
+    [gpu1] = lab.boot("gpu1", gpus=1, private_home=True)
+    session = start(lab, [gated(lab, "1")], "--wd", "/tmp")
+    begun(lab, "1")
+
+    added = lab.run("add", "--", "touch", "mistaken")
+    open_gate(lab)
+
+    done = session.end()
+    assert added.status == 0, added.err
+    assert done.status == 1, dump(lab)
+    assert f"No such file or directory: {lab.folder} on GPU gpu1/0" in done.err
+    assert gpu1.run("ls", "/tmp/mistaken").status != 0
     nobody_is_left(lab)
 
 

@@ -33,6 +33,16 @@ def test_nothing_but_logs_is_left_in_their_folder(lab: Lab):
     assert [path.name for path in folder.iterdir()] == ["0001.log"]
 
 
+def test_a_folder_for_logs_that_the_user_has_made_stays_though_nothing_came_to_lie_there(lab: Lab):
+    lab.boot("gpu1", gpus=1)
+    (lab.folder / "mine").mkdir()
+
+    done = lab.run(*HOSTS, "--logs", "mine", "--dry-run", commands=["true"])
+
+    assert done.status == 0, done.err
+    assert list((lab.folder / "mine").iterdir()) == []
+
+
 def test_without_a_shared_file_system_logs_stay_there_and_the_user_is_told_where(lab: Lab):
     lab.boot("gpu1", gpus=1, private_home=True)
 
@@ -43,6 +53,13 @@ def test_without_a_shared_file_system_logs_stay_there_and_the_user_is_told_where
     [launched] = lab.events("run_launched")
     assert launched["log"].startswith("gpu1:/")
     assert "gpu1:/" in done.err
+    asked = lab.run("log", "1")
+    path = launched["log"].removeprefix("gpu1:")
+    assert asked.status == 2
+    assert asked.err == (
+        f"smartsched: the log of job 1 lies on gpu1: ssh gpu1 'cat {path}';"
+        " --sync-logs brings logs here\n"
+    )
 
 
 def test_logs_are_brought_here_on_demand(lab: Lab):
@@ -83,3 +100,16 @@ def test_a_log_is_whole_though_the_agent_was_another_one_in_between(lab: Lab):
     assert session.end().status == 0
     assert logs_here(lab) == ["begun\nover\n"]
     assert Path(lab.events("run_launched")[0]["log"]).parent.parent.name == "smartsched-logs"
+
+
+def test_a_log_for_which_there_is_no_room_here_stays_there_and_the_user_is_told_where(lab: Lab):
+    lab.boot("gpu1", gpus=1, private_home=True)
+    (lab.folder / "smartsched-logs" / "night" / "0001.log").mkdir(parents=True)  # in its way
+    options = ("--wd", "/tmp", "--sync-logs", "--name", "night")
+
+    done = lab.run(*HOSTS, *options, commands=["echo said"])
+
+    assert done.status == 0, done.err
+    [line] = [line for line in done.err.splitlines() if "not all logs have come from gpu1" in line]
+    folder = line.rpartition(" in ")[2]
+    assert (folder.startswith("/"), Path(folder).name) == (True, "night")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.cli.harness import Session
+from tests.cli.harness import MOMENT, Session
 from tests.cluster.runs import (
     all_once,
     begun,
@@ -19,6 +19,7 @@ from tests.cluster.runs import (
     start,
 )
 from tests.lab import Lab
+from tests.stub_nvml import StubGpu
 from tests.waiting import wait_until
 
 LISTEN = """\
@@ -73,6 +74,8 @@ def test_a_resumed_dispatcher_rejoins_the_agents_and_adopts_what_runs(lab: Lab):
     assert outcomes(lab) == {1: "ok", 2: "failed", 3: "ok", 4: "ok", 5: "ok"}
     assert exits(lab)[2] == {"exited": 3}
     nobody_is_left(lab)
+    [logs] = (lab.folder / "smartsched-logs").iterdir()
+    assert {path.suffix for path in logs.iterdir()} == {".log"}  # no mark of the first one either
 
 
 def test_agents_find_a_dispatcher_that_is_resumed_on_another_port(lab: Lab):
@@ -116,3 +119,60 @@ def test_agents_leave_when_their_dispatcher_is_gone_for_good_and_what_ended_is_n
     assert outcomes(lab) == {1: "ok", 2: "failed", 3: "ok", 4: "ok"}
     assert exits(lab)[2] == {"exited": 4}
     nobody_is_left(lab)
+
+
+def test_a_shorter_lease_does_not_count_for_what_began_under_a_longer_one(lab: Lab):
+    [gpu1] = lab.boot("gpu1", gpus=1)
+    session = start(lab, [gated(lab, "1")], "--lease", "10m")
+    begun(lab, "1")
+
+    crash(lab, session)
+    session = resumed(lab, "--lease", "10s")
+    session.says("started anew after 10m 16s")
+    session.says("gpu1 is here")
+    gpu1.freeze(gpu1.agent())
+    session.says("started anew if nothing is heard of it within 10m 16s")
+    gpu1.thaw(gpu1.agent())
+    open_gate(lab)
+
+    assert session.end().status == 0, dump(lab)
+    all_once(lab, "1")
+    nobody_is_left(lab)
+
+
+def test_who_keeps_jobs_of_lost_hosts_can_say_that_they_are_gone(lab: Lab):
+    gpu1, _ = lab.boot("gpu1", "gpu2", gpus=1)
+    session = start(lab, [gated(lab, "1"), gated(lab, "2")], "--on-lost", "keep")
+    begun(lab, "1", "2")
+
+    crash(lab, session)
+    gpu1.power_off()
+    session = resumed(lab, "--assume-gone")
+    session.says("is lost: its host gpu1 was out of reach")
+    assert session.err.count("is lost:") == 1  # the other host has come back
+    open_gate(lab)
+
+    assert session.end().status == 0, dump(lab)
+    assert lab.accounts.doubles() == []
+    assert set(outcomes(lab).values()) == {"ok"}
+
+
+def test_jobs_without_an_agent_are_gone_once_the_user_says_so(lab: Lab):
+    lab.boot("gpu1", gpus=1)
+    lab.machine.add_gpu(StubGpu(0, uuid="GPU-of-the-head"))
+    until_told = f"echo here >> done; until test -e {lab.base}/go; do sleep 0.05; done"
+    listing = str(lab.list_of([f"{until_told}; echo there >> done"]))
+    session = lab.start(*MOMENT, listing)
+    wait_until(lambda: lab.lines("done") == ["here"], "it runs", session.dump)
+    session.says("job 1 started")
+    crash(lab, session)
+
+    refused = lab.run("--resume", "--hosts", "gpu1")
+    open_gate(lab)
+    wait_until(lambda: len(lab.lines("done")) == 2, "it is gone", session.dump)
+    done = lab.run("--resume", "--hosts", "gpu1", "--assume-gone")
+
+    assert refused.status == 255
+    assert "let them end first" in refused.err
+    assert done.status == 0, dump(lab)
+    assert lab.lines("done") == 2 * ["here", "there"]

@@ -68,3 +68,4 @@ def test_keys_are_in_no_command_line_or_environment_nor_on_record(lab: Lab):
     assert session.end().status == 0, dump(lab)
     nobody_is_left(lab)
     assert list(lab.state.glob("agents/*/*")) == []  # and no key is left on a host
+    assert not (lab.run_folder() / "join").exists()

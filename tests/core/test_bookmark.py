@@ -32,7 +32,7 @@ from smartsched.core.model import (
     Wishes,
 )
 from smartsched.core.policy import Policy
-from smartsched.core.state import Closing, Failure, Record, State, over
+from smartsched.core.state import Closing, Failure, Postponed, Record, State, over
 from smartsched.core.terms import MOST_REQUESTS, Past, Terms, began
 from smartsched.core.totals import Totals
 from tests.builders import (
@@ -95,15 +95,13 @@ FULL: dict[str, Any] = {
     "ever_launched": True,
     "wait_timed_out": True,
     "last_ending": Exited(3),
-    "postponed_until": T0,
-    "postponed_why": "no room",
-    "postpone_seconds": 4.0,
-    "records": {a_key(): Record(T0, (Failure(JOB, a_run(), final=True),), T0 - 1)},
-    "withheld": {a_key(2)},
+    "postponed": {HOST: Postponed(T0, "no room", 4.0)},
+    "records": {a_key().uuid: Record(a_key(), T0, (Failure(JOB, a_run(), final=True),), T0 - 1)},
+    "withheld": {a_key(2).uuid},
     "learned": {"b *": Footprint(2, 3, 4.5, 5.5, 6.5), "a *": Footprint(1, 1, None, 1.0, 1.0)},
 }
 FULL_PAST = Past(
-    Terms(BEGAN, '{"retries": "2"}', ("a", "b"), 2, {"r1": None, "r2": None}),
+    Terms(BEGAN, '{"retries": "2"}', ("a", "b"), 2, {"r1": None, "r2": None}, 325.0),
     State(Policy("run.1"), footprints=dict(FULL["learned"]), **FULL),
 )
 

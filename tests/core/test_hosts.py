@@ -12,6 +12,7 @@ from smartsched.core.decide import UNKILLABLE_AFTER_SECONDS, Decision, decide, i
 from smartsched.core.events import (
     Event,
     GpuReleased,
+    Halted,
     JobFinished,
     JobRequeued,
     RunCleared,
@@ -19,6 +20,8 @@ from smartsched.core.events import (
     RunKilled,
     RunLaunched,
     RunPlaced,
+    RunPostponed,
+    RunResumed,
     RunStopping,
     StopRequested,
 )
@@ -34,12 +37,15 @@ from smartsched.core.model import (
     HostName,
     Killed,
     Lost,
+    PilotsStand,
     PlacedGpu,
     Placement,
     Run,
+    SamplerTrouble,
 )
 from smartsched.core.settle import settle
-from smartsched.core.state import State, is_out_of_reach
+from smartsched.core.standing import BEING_STARTED
+from smartsched.core.state import FIRST_POSTPONE_SECONDS, State, is_out_of_reach
 from smartsched.core.status import status
 from tests.builders import (
     GIB,
@@ -81,11 +87,13 @@ def away(state: State, host: HostName, *, at: float = 0.0, for_good: bool = Fals
     see(state, HostAway(host, "out of reach", for_good), T0 + at)
 
 
-def begun(job: int = 1, host: HostName = GPU1, index: int = 0, at: float = 0.0) -> list[Event]:
+def begun(
+    job: int = 1, host: HostName = GPU1, index: int = 0, at: float = 0.0, attempt: int = 1
+) -> list[Event]:
     given = PlacedGpu(a_key(index, host), f"{host}/{index}", str(index))
     return [
-        RunPlaced(T0 + at, a_run(job), Placement((given,))),
-        RunLaunched(T0 + at, a_run(job), a_process_id(), None),
+        RunPlaced(T0 + at, a_run(job, attempt), Placement((given,))),
+        RunLaunched(T0 + at, a_run(job, attempt), a_process_id(), None),
     ]
 
 
@@ -151,6 +159,46 @@ def test_a_job_on_several_gpus_waits_for_a_host_that_has_them_free():
     assert "on one host" in decision.waiting.why
 
 
+def four_small_jobs_on_gpu2(*queued: str) -> State:
+    """GPU1 has three of its four GPUs free, and a colleague on the last."""
+    more = [event for n in range(4) for event in begun(n + 1, GPU2, n)]
+    state = a_cluster(*(f"small {n}" for n in range(4)), *queued, more=more)
+    stranger = used_by(a_process(gib=50.0), index=3, key=a_key(3, GPU1))
+    here(state, GPU1, *(on(index, GPU1) for index in range(3)), stranger)
+    here(state, GPU2, *(on(index, GPU2) for index in range(4)))
+    return state
+
+
+def test_gpus_are_held_for_a_job_of_several_on_the_one_host_that_will_have_them():
+    state = four_small_jobs_on_gpu2("big  # smartsched: gpus=4", "c", "d", "e", "f", "g")
+
+    decision = decided(state)
+
+    assert starts(decision) == [(6, "gpu1/0"), (7, "gpu1/1"), (8, "gpu1/2")]
+    for event in (*decision.events, exited(1, at=T0 + 1)):
+        apply(state, event)
+    see(state, a_snapshot(*(on(index, GPU2) for index in range(4)), at=T0 + 1, host=GPU2))
+    apply(state, GpuReleased(T0 + 1, a_key(0, GPU2), a_run(1)))
+    assert starts(decided(state, 1.0)) == []
+
+
+def test_nothing_is_held_for_a_job_of_several_on_a_host_that_is_out_of_reach():
+    state = four_small_jobs_on_gpu2("big  # smartsched: gpus=4", "c")
+    away(state, GPU2)
+
+    assert starts(decided(state)) == [(6, "gpu1/0")]
+
+
+def test_where_nobody_knows_when_they_come_free_gpus_are_held_where_most_of_them_are():
+    more = [*begun(1, GPU1, 0), *begun(2, GPU1, 1), *begun(3, GPU2, 0)]
+    commands = ["a", "b", "c", "big  # smartsched: gpus=3", "d", "e"]
+    state = a_cluster(*commands, more=more)
+    for host in (GPU1, GPU2):
+        here(state, host, *(on(index, host) for index in range(3)))
+
+    assert starts(decided(state)) == [(5, "gpu1/2")]
+
+
 def test_nothing_starts_on_a_host_of_which_only_gpus_were_seen():
     """What its agent has to tell of runs is not known yet."""
     state = a_cluster("a")
@@ -184,6 +232,90 @@ def test_nothing_starts_on_a_gpu_that_was_not_just_seen_there_though_the_report_
     assert starts(decided(state, 0.04)) == [(1, "gpu1/0")]
 
 
+def test_gpus_of_all_hosts_are_filled_before_any_is_shared():
+    state = a_cluster(*"abcdefg", jobs_per_gpu=3)
+    for host in (GPU1, GPU2):
+        here(state, host, *(on(index, host) for index in range(2)))
+
+    assert starts(decided(state)) == [
+        (1, "gpu1/0"), (2, "gpu1/1"), (3, "gpu2/0"), (4, "gpu2/1"),
+        (5, "gpu1/0"), (6, "gpu1/1"), (7, "gpu2/0"),
+    ]  # fmt: skip
+
+
+# --- where starts fail for now
+
+NO_SPACE = "No space left on device"
+
+
+def postponed(job: int = 1, attempt: int = 1, at: float = 0.0) -> RunPostponed:
+    return RunPostponed(T0 + at, a_run(job, attempt), NO_SPACE)
+
+
+def where_starts_fail(*commands: str, **policy: Any) -> State:
+    """Job 1 could not be started on GPU1; GPU2 is well."""
+    start, _ = begun()
+    state = a_cluster(*commands, more=[start, postponed(at=1.0)], **policy)
+    for host in (GPU1, GPU2):
+        here(state, host, on(0, host), at=1.0)
+    return state
+
+
+def test_where_a_start_failed_nothing_starts_for_a_while_and_elsewhere_at_once():
+    state = where_starts_fail("a", "b")
+
+    decision = decided(state, 1.0)
+
+    assert starts(decision) == [(1, "gpu2/0")]
+    assert decision.wake_at == T0 + 1 + FIRST_POSTPONE_SECONDS
+    for event in decision.events:
+        apply(state, event)
+    see(state, a_snapshot(on(0, GPU1), at=T0 + 2, host=GPU1))
+    assert starts(decided(state, 2.0)) == [(2, "gpu1/0")]
+
+
+def test_a_host_where_starts_fail_is_tried_less_and_less_often_until_one_succeeds():
+    state = where_starts_fail("a")
+    pauses = []
+    for attempt in range(2, 10):
+        at = state.postponed[GPU1].until
+        apply(state, begun(1, GPU1, attempt=attempt, at=at - T0)[0])
+        apply(state, postponed(1, attempt, at=at - T0))
+        pauses.append(state.postponed[GPU1].until - at)
+
+    assert pauses == [2, 4, 8, 16, 30, 30, 30, 30]
+    for event in begun(1, GPU1, attempt=10, at=300.0):
+        apply(state, event)
+    assert state.postponed[GPU1].next_seconds == FIRST_POSTPONE_SECONDS
+
+
+def test_why_nothing_starts_names_the_host_where_starts_fail():
+    state = where_starts_fail("a")
+    away(state, GPU2)
+
+    waiting = decided(state, 1.5).waiting
+
+    assert waiting is not None
+    assert f"GPU gpu1/0: could not start a command there: {NO_SPACE}; trying again" in waiting.why
+
+
+def test_jobs_without_a_gpu_keep_away_from_a_host_where_starts_fail():
+    state = where_starts_fail("a", "b  # smartsched: gpus=0")
+    away(state, GPU2)
+
+    assert starts(decided(state, 1.5)) == []
+    here(state, GPU2, on(0, GPU2), at=1.5)
+    assert starts(decided(state, 1.5)) == [(1, "gpu2/0"), (2, "gpu2")]
+
+
+def test_a_dispatcher_that_is_resumed_tries_at_once_where_starts_failed():
+    state = where_starts_fail("a")
+
+    apply(state, RunResumed(T0 + 1.5, GPU1, "{}"))
+
+    assert state.postponed == {}
+
+
 # --- jobs without a GPU
 
 
@@ -213,6 +345,23 @@ def test_without_a_host_a_job_without_a_gpu_waits():
     assert starts(decision) == []
     assert decision.waiting is not None
     assert decision.waiting.why == "no host is there for a job without a GPU"
+
+
+def test_jobs_without_a_gpu_keep_away_from_hosts_where_no_command_can_run():
+    state = a_cluster("a  # smartsched: gpus=0")
+    here(state, GPU1, cores=1)
+    see(state, HostHere(GPU2, "node", 64, is_unfit=True))
+    see(state, SamplerTrouble(GPU2, "there is no folder /home/me: name one that is there"))
+
+    assert starts(decided(state)) == [(1, "gpu1")]
+
+
+def test_a_job_without_a_gpu_runs_on_a_host_whose_gpus_cannot_be_read():
+    state = a_cluster("a  # smartsched: gpus=0")
+    here(state, GPU1)
+    see(state, SamplerTrouble(GPU1, "there is no NVIDIA driver"))
+
+    assert starts(decided(state)) == [(1, "gpu1")]
 
 
 # --- hosts that leave
@@ -444,6 +593,102 @@ def test_a_loss_says_nothing_of_the_gpu():
     assert state.records == {}
 
 
+# --- where everything fails
+
+PILOT1, PILOT2 = HostName("slurm-1"), HostName("slurm-2")
+ONE_COMES = PilotsStand("1 pilot waits (Resources)", may_bring=True, hopeless="")
+NONE_COMES = PilotsStand("1 pilot runs", may_bring=False, hopeless="")
+
+
+def failed(job: int, host: HostName, index: int = 0, at: float = 0.0) -> list[Event]:
+    end = RunExited(T0 + at + 1, a_run(job), Exited(1), 0)
+    done = JobFinished(T0 + at + 1, a_run(job), "failed")
+    released = GpuReleased(T0 + at + 1, a_key(index, host), a_run(job))
+    return [*begun(job, host, index, at), end, released, done]
+
+
+def three_failed(host: HostName = PILOT1, index: int = 0, first: int = 1) -> list[Event]:
+    return [event for n in range(3) for event in failed(first + n, host, index, at=n)]
+
+
+def where_three_failed(*more: Event, **policy: Any) -> State:
+    commands = [f"train {number}" for number in range(20)]
+    policy = {"gpus_per_pilot": 1} | policy
+    state = a_cluster(*commands, more=[*three_failed(), *more], **policy)
+    here(state, PILOT1, on(0, PILOT1), at=5.0)
+    return state
+
+
+def halted(state: State, at: float = 5.0) -> list[str]:
+    return [event.why for event in decided(state, at).events if isinstance(event, Halted)]
+
+
+def test_where_all_fails_on_all_that_may_come_it_is_the_command():
+    state = where_three_failed()
+    see(state, NONE_COMES)
+
+    assert halted(state) == ["the command itself fails: 3 in a row failed at once on 1 GPU"]
+
+
+def test_where_all_fails_on_one_pilot_the_next_one_may_show_that_it_was_that_gpu():
+    state = where_three_failed()
+    see(state, ONE_COMES)
+
+    assert halted(state) == []
+    assert starts(decided(state, 5.0)) == []
+
+
+def test_where_all_fails_on_more_gpus_than_a_pilot_has_the_next_one_is_not_waited_for():
+    state = where_three_failed(*three_failed(PILOT2, 1, first=4))
+    see(state, ONE_COMES)
+
+    assert len(halted(state)) == 1
+
+
+def test_pilots_that_none_are_submitted_of_any_more_are_not_waited_for():
+    state = where_three_failed()
+    see(state, PilotsStand("no pilots", may_bring=True, hopeless="none are submitted"))
+
+    assert len(halted(state)) == 1
+
+
+def test_what_failed_on_gpus_that_are_gone_says_nothing_where_there_is_no_other():
+    state = where_three_failed()
+    away(state, PILOT1, for_good=True)
+    see(state, NONE_COMES)
+
+    assert halted(state) == []
+
+
+def test_while_an_agent_is_being_started_nothing_is_halted():
+    state = where_three_failed()
+    see(state, HostAway(GPU2, BEING_STARTED))
+    assert halted(state) == []
+
+    see(state, HostAway(GPU2, "ssh does not reach it"))
+    assert len(halted(state)) == 1
+
+
+def test_a_gpu_that_is_suspect_is_so_under_the_name_of_the_next_pilot_too():
+    state = where_three_failed()
+    away(state, PILOT1, for_good=True)
+    here(state, PILOT2, on(0, PILOT2), on(1, PILOT2), at=6.0)
+
+    assert starts(decided(state, 6.0)) == [(4, "slurm-2/1")]
+
+
+def test_pilots_that_come_and_go_leave_no_more_behind_than_there_are_gpus():
+    state = a_cluster(*(f"train {number}" for number in range(60)))
+    for number in range(60):
+        host = HostName(f"slurm-{number}")
+        here(state, host, on(number % 2, host), at=number)
+        for event in failed(number + 1, host, number % 2, at=number):
+            apply(state, event)
+        away(state, host, for_good=True)
+
+    assert len(state.records) == 2
+
+
 # --- what can never be
 
 
@@ -552,3 +797,27 @@ def test_a_gpu_that_cannot_be_read_on_one_host_says_nothing_of_another():
     here(state, GPU2, on(0, GPU2))
 
     assert starts(decided(state)) == [(1, "gpu2/0")]
+
+
+# --- GPUs that a host does not offer
+
+
+def test_where_a_card_that_is_not_offered_is_out_of_reach_the_others_go_by_their_uuids():
+    state = a_cluster("a")
+    lost = GpuUnreadable(a_key(0, GPU1), 0, None, "Test GPU", "GPU is lost")
+    see(state, HostHere(GPU1, "node", 2))
+
+    see(state, a_snapshot(lost, on(1), host=GPU1, withheld=[lost]))
+
+    [launch] = [action for action in decided(state).actions if isinstance(action, Launch)]
+    assert [gpu.visible for gpu in launch.placement.gpus] == [a_key(1, GPU1).uuid]
+
+
+def test_nothing_is_started_on_a_gpu_that_is_not_offered():
+    state = a_cluster("a", "b")
+    see(state, HostHere(GPU1, "node", 2))
+
+    see(state, a_snapshot(on(0), on(1), host=GPU1, withheld=[on(0)]))
+
+    assert starts(decided(state)) == [(1, "gpu1/1")]
+    assert list(state.gpus) == [a_key(1, GPU1)]

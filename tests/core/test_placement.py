@@ -93,6 +93,18 @@ def test_all_gpus_of_a_job_are_on_one_host():
     assert labels(place([far, *near], a_need(gpus=2), a_budget(), a_policy())) == "0,2"
 
 
+def test_a_job_of_several_gpus_is_on_the_host_where_it_shares_them_with_the_fewest():
+    def there(index: int, host: str, runs: int) -> Offer:
+        return an_offer(index, sample=replace(a_sample(index), key=a_key(index, host)), runs=runs)
+
+    offers = [there(0, "near", 0), there(0, "far", 1), there(1, "far", 1), there(1, "near", 3)]
+
+    given = place(offers, a_need(2, 5), a_budget(), a_policy(jobs_per_gpu=4))
+
+    assert isinstance(given, Placement)
+    assert given.host == "far"
+
+
 def test_a_job_that_needs_no_gpu_gets_none():
     assert place([], a_need(gpus=0), a_budget(), a_policy()) == NO_GPU
 

@@ -601,7 +601,7 @@ def test_what_did_well_on_a_gpu_that_is_withheld_by_now_says_nothing_of_the_last
             apply(state, event)
         settled(state, 12 + job)
 
-    assert state.withheld == {a_key(0)}
+    assert state.withheld == {a_key(0).uuid}
     assert not launches(decide(seen(state, 20), T0 + 20))
 
 

@@ -297,8 +297,8 @@ def test_a_postponed_job_is_queued_again_first_with_the_next_attempt():
 
     assert [job.id for job in state.queue] == [1, 2]
     assert state.queue[0].attempts == 1
-    assert state.postponed_until == T0 + 1 + FIRST_POSTPONE_SECONDS
-    assert state.postponed_why == "no memory"
+    assert state.postponed[HOST].until == T0 + 1 + FIRST_POSTPONE_SECONDS
+    assert state.postponed[HOST].why == "no memory"
     apply(state, placed(attempt=2))
     assert state.runs[a_run(attempt=2)].job.attempts == 2
 

@@ -94,7 +94,7 @@ def boot() -> str:
 def adopt(dispatcher: Dispatcher, *runs: Run) -> list[Event]:
     """What is news of them, but for those that just go on."""
     now = dispatcher.clock.now()
-    events = [event for run in runs for event in dispatcher.processes.adopt(run, now)]
+    events = [event for run in runs for event in dispatcher.processes.adopt(run, now) or ()]
     return [event for event in events if not isinstance(event, RunAdopted)]
 
 
@@ -309,6 +309,27 @@ def test_a_run_that_had_not_begun_never_will(
     assert dispatcher.record().read_bytes() == b"revoked\n"  # for a wrapper that is late
     dispatcher.take()
     assert dispatcher.events == []
+
+
+def test_where_no_room_is_left_to_revoke_a_run_nobody_says_that_it_had_not_begun(
+    predecessor: Predecessor,
+    successor: Callable[[], Dispatcher],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    [job] = predecessor.launch("exit 0")
+    wait_until(lambda: gone(job))
+    dispatcher = successor()
+    dispatcher.attempts.remove(job.key)
+
+    def full(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatcher.attempts, "revoke", full)
+        assert dispatcher.processes.adopt(job.starting, dispatcher.clock.now()) is None
+    assert job.key not in dispatcher.processes.living()
+
+    assert [type(event) for event in adopt(dispatcher, job.starting)] == [RunRevoked]
 
 
 @pytest.mark.usefixtures("any_kernel")
@@ -576,8 +597,10 @@ def test_how_long_an_adopted_job_has_run_does_not_depend_on_the_clock(
     dispatcher = successor()
     now = dispatcher.clock.now() + 3600
 
-    [event] = dispatcher.processes.adopt(job.running, now)
+    events = dispatcher.processes.adopt(job.running, now)
 
+    assert events is not None
+    [event] = events
     assert isinstance(event, RunAdopted)
     assert 0 <= now - event.since < 60
     Path("gate").touch()

@@ -133,6 +133,12 @@ def test_a_status_that_was_cut_off_does_not_hide_whose_record_it_is(
     assert attempts.read(RUN) == AttemptRecord(12, None, path.stat().st_mtime)
 
 
+def test_that_the_lease_has_ended_it_is_no_status(attempts: Attempts):
+    path = begun(attempts, b"12\nlease\n")
+
+    assert attempts.read(RUN) == AttemptRecord(12, None, path.stat().st_mtime, by_lease=True)
+
+
 def test_an_attempt_s_time_is_when_its_record_was_last_written(attempts: Attempts):
     path = begun(attempts, b"12\nexit 0\n")
     os.utime(path, (1_000.0, 2_000.25))

@@ -16,6 +16,7 @@ import pytest
 
 from smartsched.core.events import RunAdopted, RunPostponed
 from smartsched.core.model import Exited, JobId, Killed, Lost, RunKey
+from smartsched.edges import processes
 from smartsched.edges.lease import LEASE, Lease, remote_kind, uptime_seconds
 from smartsched.edges.processes import LONGEST_ARGUMENT_BYTES
 from smartsched.errors import StateError, UsageError
@@ -307,14 +308,48 @@ def test_who_comes_after_finds_the_lease_and_renews_it(
     [job] = predecessor.launch("until [ -e gate ]; do sleep 0.02; done; exit 5")
     began = uptime_seconds()
     dispatcher = successor(LONG_SECONDS)
-    [adopted] = dispatcher.processes.adopt(job.running, dispatcher.clock.now())
-    assert isinstance(adopted, RunAdopted)
+    adopted = dispatcher.processes.adopt(job.running, dispatcher.clock.now())
+    assert [type(event) for event in adopted or ()] == [RunAdopted]
 
     dispatcher.until(lambda: uptime_seconds() > began + 4.0)
     assert dispatcher.events == []
     Path("gate").touch()
 
     assert dispatcher.exit_of(job.key).ending == Exited(5)
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["agent", "no agent"])
+def test_a_job_that_the_lease_has_ended_is_never_taken_for_done_whatever_became_of_the_mark(
+    predecessor: Predecessor,
+    successor: Callable[[float], Dispatcher],
+    tmp_path: Path,
+    leaves: bool,
+):
+    """A reboot empties /tmp."""
+    [job] = predecessor.launch("trap 'exit 0' TERM; sleep 600 & wait")
+    if leaves:
+        predecessor.die()
+    wait_until(lambda: not predecessor.jobs())
+    shutil.rmtree(tmp_path / f"smartsched-{os.getuid()}")
+    dispatcher = successor(LONG_SECONDS)
+
+    dispatcher.processes.adopt(job.running, dispatcher.clock.now())
+
+    assert dispatcher.exit_of(job.key).ending == OUT_OF_REACH
+
+
+def test_a_job_that_has_ended_in_time_is_done_though_its_host_was_out_of_reach_then(
+    predecessor: Predecessor, successor: Callable[[float], Dispatcher], tmp_path: Path
+):
+    [job] = predecessor.launch("exit 0")
+    predecessor.die()
+    wait_until(lambda: not predecessor.jobs())
+    shutil.rmtree(tmp_path / f"smartsched-{os.getuid()}")
+    dispatcher = successor(LONG_SECONDS)
+
+    dispatcher.processes.adopt(job.running, dispatcher.clock.now())
+
+    assert dispatcher.exit_of(job.key).ending == Exited(0)
 
 
 def test_who_comes_too_late_is_told_that_the_lease_has_ended_the_job(
@@ -353,8 +388,7 @@ def test_where_the_lease_cannot_be_read_the_last_that_was_read_counts(
     event = dispatcher.exit_of(run)
 
     assert uptime_seconds() >= ends
-    # without a folder there is no room for the word that it was the lease
-    assert event.ending == (Killed(signal.SIGTERM) if damage == "folder removed" else OUT_OF_REACH)
+    assert event.ending == OUT_OF_REACH
 
 
 def test_a_folder_that_was_tidied_away_is_there_again_in_time(dispatcher: Dispatcher, lease: Lease):
@@ -381,6 +415,46 @@ def test_when_only_the_wrapper_is_killed_its_job_is_ended_and_not_by_the_lease(
     assert dispatcher.exit_of(run).ending == Killed(signal.SIGKILL)
     dispatcher.cleared(run)
     assert alive_of(dispatcher.run_name) == []
+
+
+@pytest.mark.parametrize("asked", ["exit 0", ":"], ids=["saves its state", "ignores it"])
+def test_a_job_whose_watchdog_was_killed_is_stopped_and_lost(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, asked: str
+):
+    """Else nothing would end it where its host is cut off."""
+    monkeypatch.setattr(processes, "_LOOK_AT_WATCHDOGS_SECONDS", 0.2)
+    run = dispatcher.start(f"trap '{asked}' TERM; echo ready; while :; do sleep 0.02; done")
+    dispatcher.until(dispatcher.said)
+    watchdog = watchdog_of(leader_of(dispatcher))
+    looks_at = uptime_seconds() + 1.0
+    dispatcher.until(lambda: uptime_seconds() > looks_at)
+    assert dispatcher.events == []
+
+    os.kill(watchdog, signal.SIGKILL)
+
+    ending = dispatcher.exit_of(run).ending
+    assert isinstance(ending, Lost)
+    assert "watchdog" in ending.why
+    wait_until(lambda: not alive_of(dispatcher.run_name))
+
+
+def test_the_watchdog_of_a_job_that_was_taken_over_is_looked_at_too(
+    predecessor: Predecessor,
+    successor: Callable[[float], Dispatcher],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(processes, "_LOOK_AT_WATCHDOGS_SECONDS", 0.2)
+    [job] = predecessor.launch("sleep 600")
+    dispatcher = successor(LONG_SECONDS)
+    dispatcher.processes.adopt(job.running, dispatcher.clock.now())
+    looks_at = uptime_seconds() + 1.0
+    dispatcher.until(lambda: uptime_seconds() > looks_at)
+
+    os.kill(watchdog_of(job.process.pid), signal.SIGKILL)
+
+    ending = dispatcher.exit_of(job.key).ending
+    assert isinstance(ending, Lost)
+    assert "watchdog" in ending.why
 
 
 def test_signals_that_ask_jobs_to_end_or_to_save_their_state_do_not_end_the_watchdog(
@@ -671,6 +745,23 @@ def test_a_folder_of_somebody_else_is_not_used_but_the_next_place(tmp_path: Path
         Lease("token", grace_seconds=0, places=places[:1])
 
     assert Lease("token", grace_seconds=0, places=places).folder.parent.parent == places[1]
+
+
+def test_whoever_comes_next_keeps_the_lease_where_it_was_kept(tmp_path: Path):
+    """Somebody stands in the way of the first place, and later he does not."""
+    places = [tmp_path / "one", tmp_path / "two"]
+    for place in places:
+        place.mkdir()
+    in_the_way = places[0] / f"smartsched-{os.getuid()}"
+    in_the_way.touch()
+    kept = Lease("token", grace_seconds=0, places=places)
+    in_the_way.unlink()
+
+    again = Lease("token", grace_seconds=0, places=places)
+    other = Lease("other", grace_seconds=0, places=places)
+
+    assert again.folder == kept.folder
+    assert other.folder.parent.parent == places[0]
 
 
 def test_a_link_in_place_of_the_lease_is_replaced_and_not_followed(lease: Lease, tmp_path: Path):

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
+from smartsched.core.apply import apply
 from smartsched.core.events import Event
-from smartsched.core.model import Timestamp
+from smartsched.core.model import Lost, Timestamp
 from smartsched.core.state import State
 from smartsched.edges.narrator import Narrator
 from tests.builders import T0, a_state, begun, exited, finished, listed, requeued
@@ -35,9 +36,8 @@ def no_log(path: str, lines: int) -> list[str]:
     return []
 
 
-def summary_of(state: State) -> str:
-    page = Page()
-    narrator = Narrator(
+def narrator_on(page: Page) -> Narrator:
+    return Narrator(
         page,
         tail=no_log,
         quiet=False,
@@ -49,9 +49,23 @@ def summary_of(state: State) -> str:
         here="/",
     )
 
-    narrator.finish(state, T0)
+
+def summary_of(state: State) -> str:
+    page = Page()
+
+    narrator_on(page).finish(state, T0)
 
     return page.lines[0]
+
+
+def told(*events: Event) -> list[str]:
+    """Of what happens after a list of one command was accepted."""
+    page, state = Page(), a_state(events=listed("a"))
+    narrator = narrator_on(page)
+    for event in events:
+        apply(state, event)
+        narrator.recorded(event, state, T0)
+    return page.lines
 
 
 def gave_way(attempt: int) -> list[Event]:
@@ -75,3 +89,12 @@ def test_the_summary_says_nothing_of_giving_way_where_nobody_did():
 
     assert "1.00 GPU-hours" in summary_of(state)
     assert "gave way" not in summary_of(state)
+
+
+def test_of_a_job_that_was_cancelled_out_of_reach_it_is_said_that_it_may_still_run():
+    why = "its host gpu1 is out of reach, where it may still run"
+    gone = exited(1, at=T0 + 60, ending=Lost(why))
+
+    lines = told(*begun(1), gone, finished(1, "cancelled", at=T0 + 60))
+
+    assert lines[-1] == f"job 1 cancelled after 1m 00s on GPU 0: {why}"

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -164,6 +165,31 @@ def test_a_large_bundle_arrives_whole(box_of: MakeBox, agent: Path, tmp_path: Pa
     assert (tmp_path / "bundle").read_bytes() == bundle
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("RemoteCommand", "tmux attach"),
+        ("StdinNull", "yes"),
+        ("SessionType", "none"),
+        ("ForkAfterAuthentication", "yes"),
+        ("IgnoreUnknown", "UseKeychain\n  UseKeychain yes"),
+    ],
+    ids=lambda option: option[0],
+)
+def test_what_a_user_has_set_for_his_own_sessions_is_no_hindrance(
+    box_of: MakeBox, agent: Path, sshd: Sshd, tmp_path: Path, option: tuple[str, str]
+):
+    name, value = option
+    known = subprocess.run(["ssh", "-G", "-o", f"{name}=none", "gpu2"], capture_output=True)
+    if b"Bad configuration option" in known.stderr:
+        pytest.skip(f"this ssh has no {name}")
+    sshd.fresh_host("gpu2", **{name: value})
+
+    assert box_of(agent).outcome() == Started(GPU2)
+
+    assert (tmp_path / "bundle").read_text() == SECRET
+
+
 def test_each_host_has_a_bundle_of_its_own(box_of: MakeBox, agent: Path, tmp_path: Path):
     def bundle(host: HostSpec) -> bytes:
         return f"for {host.name}".encode()
@@ -181,7 +207,7 @@ def test_the_remote_command_is_a_line_of_bash(box_of: MakeBox, tmp_path: Path):
     (tmp_path / "activate").write_text("export X='a\\b'\n")
     box = box_of(f"""source {tmp_path}/activate && "{tmp_path}/it's here" """)
 
-    assert box.outcome() == Started(GPU2)
+    assert box.outcome() == Started(GPU2, was_there=True)
 
     assert (tmp_path / "seen").read_text() == "a\\b,agent,--join,-,"
 

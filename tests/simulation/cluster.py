@@ -20,6 +20,7 @@ from smartsched.core.apply import replay
 from smartsched.core.decide import Decision
 from smartsched.core.events import Event, RunBegan, RunResumed
 from smartsched.core.messages import Came, Hello, News, Orders, Said, Went
+from smartsched.core.messages import Connection as Name
 from smartsched.core.model import HostAway, HostName, Lost, RunKey, Timestamp
 from smartsched.core.policy import Policy
 from smartsched.core.records import decode_line
@@ -50,6 +51,7 @@ WATCHDOG_TAKES_SECONDS = 4.0
 IN_TOUCH_SECONDS = 5.0
 CORES = 2
 MOST_STEPS_AT_ONE_MOMENT = 300
+_COMES_TOO_LATE = 0.1  # so often
 _TICK = 1e-6  # what is due later than now is so by more than floats are rounded
 _RETRANSMITTED_AFTER_SECONDS = 0.3
 _RECONNECTS_AFTER_SECONDS = 1.0
@@ -71,7 +73,8 @@ class HostPlan:
 class Fault:
     """Something that happens to a host, so long after the beginning. `cut`: of its line; `break`:
     of its connection, with all that is under way; `death` of its agent at one of its next
-    moments; `freeze` of its agent; `outage` of the whole host."""
+    moments; `restart` of its agent, by somebody else; `freeze` of its agent; `outage` of the whole
+    host; `stall` of the dispatcher, in the middle of what it does next."""
 
     at: float
     kind: str
@@ -103,6 +106,7 @@ class Connection:
 
     host: HostName
     agent: "AgentProcess"
+    name: Name
     to_dispatcher: deque[tuple[float, bytes | None]] = field(default_factory=deque)
     to_agent: deque[tuple[float, bytes | None]] = field(default_factory=deque)
     is_open_above: bool = True
@@ -116,8 +120,8 @@ class Connection:
 class HostLease:
     host: "PretendHost"
 
-    def renew(self, until: Timestamp, now: Timestamp) -> None:
-        self.host.lease_until, self.host.lease_renewed_at = until, now
+    def renew(self, until: Timestamp) -> None:
+        self.host.lease_until, self.host.lease_renewed_at = until, self.host.box.clock.now()
 
 
 class PretendHost:
@@ -173,6 +177,13 @@ class PretendHost:
             return FOREVER
         return self.true_time(self.lease_until)
 
+    def bury_whom_nobody_looks_after(self) -> None:
+        """Their GPUs are free for that, too."""
+        watched = () if self.agent is None else self.agent.launcher.living()
+        for key in [key for key in self.box.living if key not in watched]:
+            if not self.lives(key):
+                del self.box.living[key]
+
     def lives(self, key: RunKey) -> bool:
         """Whether a process of it does, by the truth."""
         run = self.box.living.get(key)
@@ -217,12 +228,12 @@ class AgentProcess:
 
     def __init__(self, cluster: "Cluster", host: PretendHost, number: int) -> None:
         self._cluster, self.host = cluster, host
-        gpus, launcher, claims = host.box.edges()
+        gpus, self.launcher, claims = host.box.edges()
         lease_seconds = cluster.terms.lease_seconds
         self.agent = Agent(
             host.name,
             gpus,
-            launcher,
+            self.launcher,
             claims,
             lease=None if lease_seconds is None else HostLease(host),
             lease_seconds=lease_seconds or 0.0,
@@ -275,7 +286,7 @@ class AgentProcess:
                 self._is_connected, self._report_at = True, float("-inf")
                 self.agent.joined()
             else:
-                self.agent.obey(wire.decode_orders(message), now)
+                self.agent.obey(wire.decode_orders(message), now, now)
         if self._is_connected:
             self._last_contact = now
         elif self.connection is None and now >= self._tries_at:
@@ -291,22 +302,29 @@ class PretendTransport:
         self.news: list[News] = []
         self.members: dict[HostName, Connection] = {}
 
-    def send(self, host: HostName, orders: Orders) -> None:
+    def send(self, connection: Name, orders: Orders) -> bool:
         desk = self._cluster.desk
+        self._cluster.stall()
         desk.moment()
-        connection = self.members.get(host)
-        if connection is not None:
+        member = next((each for each in self.members.values() if each.name == connection), None)
+        if member is not None:
             now = replace(orders, sent_at=desk.clock.now())
-            self._cluster.send(connection, connection.to_agent, wire.encode_orders(now))
+            self._cluster.send(member, member.to_agent, wire.encode_orders(now))
         desk.moment()
+        return True
 
     def take(self, now: Timestamp) -> list[News]:
-        news, self.news = self.news, []
+        """Some of it may have come a moment too late to be taken before something is sent."""
+        taken = len(self.news)
+        if taken and self._cluster.random.random() < _COMES_TOO_LATE:
+            taken = self._cluster.random.randrange(taken)
+        news, self.news = self.news[:taken], self.news[taken:]
         return news
 
-    def drop(self, host: HostName) -> None:
-        if (connection := self.members.get(host)) is not None:
-            self.leave(connection, "dropped")
+    def drop(self, connection: Name, why: str, keep_out_seconds: float = 0.0) -> None:
+        for member in list(self.members.values()):
+            if member.name == connection:
+                self.leave(member, "dropped")
 
     def wake_at(self) -> Timestamp:
         return FOREVER  # the cluster wakes for its news
@@ -315,20 +333,21 @@ class PretendTransport:
         host = connection.host
         if connection.has_come:
             report = wire.decode_report(message, host)
-            self.news.append(Said(host, report, self._cluster.desk.clock.now()))
+            at = self._cluster.desk.clock.now()
+            self.news.append(Said(host, report, at, connection.name))
             return
         if (before := self.members.get(host)) is not None:
             self.leave(before, "its agent has come anew")
         connection.has_come = True
         self.members[host] = connection
-        self.news.append(Came(host, wire.decode_hello(message)))
+        self.news.append(Came(host, wire.decode_hello(message), connection.name))
         self._cluster.send(connection, connection.to_agent, b"")
 
     def leave(self, connection: Connection, why: str) -> None:
         self._cluster.close_above(connection)
         if self.members.get(connection.host) is connection:
             del self.members[connection.host]
-            self.news.append(Went(connection.host, why))
+            self.news.append(Went(connection.host, why, connection.name))
 
 
 class PretendRecruiter:
@@ -350,9 +369,9 @@ class PretendRecruiter:
     def came(self, host: HostName, now: Timestamp) -> None:
         self._due.pop(host, None)
 
-    def went(self, host: HostName, now: Timestamp, *, for_good: bool) -> None:
-        if not for_good:
-            self._due[host] = now + _STARTED_AGAIN_AFTER_SECONDS
+    def went(self, host: HostName, now: Timestamp, *, again_in_seconds: float) -> None:
+        if again_in_seconds < FOREVER:
+            self._due[host] = now + max(again_in_seconds, _STARTED_AGAIN_AFTER_SECONDS)
 
     def wake_at(self) -> Timestamp:
         return min(self._due.values(), default=FOREVER)
@@ -397,7 +416,9 @@ class Cluster:
         self.grace_seconds = 0.0
         self._connections: list[Connection] = []
         self._faults = sorted(faults, key=lambda fault: fault.at)
-        self._random = Random(seed)
+        self.random = Random(seed)
+        self._connected = 0
+        self._stalls_for = 0.0
         self._agents = 0
         self._steps_at = (T0, 0)
 
@@ -435,6 +456,12 @@ class Cluster:
         """The dispatcher's machine does, after its dispatcher has died."""
         del self.desk.journal[self.synced_lines :]
 
+    def stall(self) -> None:
+        """If it is time to: what comes meanwhile, the dispatcher learns later."""
+        until, self._stalls_for = self.now + self._stalls_for, 0.0
+        while self.now < until:
+            self._advance(until)
+
     def pass_time(self, seconds: float) -> None:
         """While no dispatcher lives."""
         assert self.transport is None
@@ -455,7 +482,11 @@ class Cluster:
         self.grace_seconds = policy.grace_seconds
         self.transport = PretendTransport(self)
         self.fleet = Hosts(
-            self.transport, state, terms=self.terms, recruiter=PretendRecruiter(self)
+            self.transport,
+            state,
+            terms=self.terms,
+            recruiter=PretendRecruiter(self),
+            named=self.hosts,
         )
         world = self.desk.world(state.read_to)
         return replace(
@@ -514,6 +545,7 @@ class Cluster:
         for host in self.hosts.values():
             host.enforce_lease(self.grace_seconds)
             host.box.let_end()
+            host.bury_whom_nobody_looks_after()
         self._deliver()
         self._find_silence()
         for host, end in zip(self.hosts.values(), ends, strict=True):
@@ -569,7 +601,8 @@ class Cluster:
         host = process.host
         if self.transport is None or not host.line.is_up(self.now):
             return
-        connection = Connection(host.name, process)
+        self._connected += 1
+        connection = Connection(host.name, process, f"{host.name}.{self._connected}")
         connection.heard_above = connection.heard_below = self.now
         process.connection = connection
         self._connections.append(connection)
@@ -581,7 +614,7 @@ class Cluster:
         queue: deque[tuple[float, bytes | None]],
         message: bytes | None,
     ) -> None:
-        delay = self.hosts[connection.host].line.delay_seconds * self._random.uniform(1.0, 1.5)
+        delay = self.hosts[connection.host].line.delay_seconds * self.random.uniform(1.0, 1.5)
         due = max(self.now + delay, queue[-1][0] if queue else 0.0)
         queue.append((due, message))
 
@@ -688,6 +721,11 @@ class Cluster:
                 host.box.die_at = host.box.moments + 1 + int(fault.lasts)
                 if fault.lasts == 0:
                     self._end_agent(host)
+            case "restart":
+                self._end_agent(host)
+                self.start_agent(host.name)
+            case "stall":
+                self._stalls_for = fault.lasts
             case "freeze":
                 host.frozen_until = max(host.frozen_until, self.now + fault.lasts)
             case "outage":

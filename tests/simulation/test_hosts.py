@@ -21,6 +21,7 @@ from smartsched.core.events import (
 from smartsched.core.freeness import Share, Thresholds
 from smartsched.core.model import Ending, Exited, HostName, Lost, RunKey
 from smartsched.core.policy import Policy
+from smartsched.core.requests import Cancel
 from smartsched.core.state import State
 from smartsched.fleet.hosts import Terms
 from smartsched.simulation.box import DispatcherDied, PretendBox, PretendJob
@@ -273,7 +274,8 @@ lengths = st.sampled_from([0.3, 2.0, 3.5, 6.0, 12.0, 25.0, 60.0])
 number = st.integers(0, 2)  # of a host
 faults = st.one_of(
     st.builds(Fault, seconds, st.sampled_from(["cut", "freeze", "outage"]), number, lengths),
-    st.builds(Fault, seconds, st.just("break"), number),
+    st.builds(Fault, seconds, st.sampled_from(["break", "restart"]), number),
+    st.builds(Fault, seconds, st.just("stall"), number, st.sampled_from([0.5, 2.0, 6.0])),
     st.builds(Fault, seconds, st.just("death"), number, st.integers(0, 6).map(float)),
 )
 visits = st.tuples(
@@ -488,6 +490,46 @@ def test_what_may_go_on_when_its_host_is_out_of_reach_is_not_started_anew():
 
     assert len(witness.cluster.desk.launched) == 1
     assert witness.cluster.now - T0 >= 400
+
+
+def cancelled_at(seconds: float, history: History) -> tuple[Cluster, Witness, State]:
+    """Whatever is there then is; the cluster goes on until the last fault is over."""
+    cluster = cluster_of(history)
+    witness = Witness(cluster)
+    cluster.desk.asked = [(T0 + seconds, Cancel("r", (), everything=True))]
+    return cluster, witness, cluster.run(history.policy).state
+
+
+@pytest.mark.parametrize(
+    ("terms", "given_up_after"), [(KEEP, 20.0), (LEASE, LEASE.lost_after_seconds)]
+)
+def test_what_is_cancelled_while_its_host_is_out_of_reach_is_given_up(
+    terms: Terms, given_up_after: float
+):
+    history = one_job(PretendJob(900.0), Fault(10.0, "cut", 0, 500.0), terms=terms)
+
+    cluster, _, state = cancelled_at(30.0, history)
+
+    assert (state.totals.cancelled, len(state.runs)) == (1, 0)
+    assert cluster.now - T0 == pytest.approx(10.0 + given_up_after, abs=7.0)
+
+
+@pytest.mark.parametrize("fault", ["cut", "death"])
+def test_what_was_cancelled_out_of_reach_is_stopped_when_its_host_is_back(fault: str):
+    """Its agent may be another one by then, which has never heard of it."""
+    jobs = [Command(PretendJob(900.0)), Command(PretendJob(200.0))]
+    cut, death = Fault(10.0, "cut", 0, 90.0), Fault(20.0, "death", 0)
+    faults = [cut, death][: 1 + (fault == "death")]
+    history = History(TWO_HOSTS, jobs, SEVERAL, KEEP, faults)
+    cluster = cluster_of(history)
+    Witness(cluster)
+    cluster.desk.asked = [(T0 + 30.0, Cancel("r", ("1",)))]
+
+    totals = cluster.run(history.policy).state.totals
+
+    assert (totals.ok, totals.cancelled) == (1, 1)
+    assert cluster.now - T0 < 250.0
+    assert not any(host.lives(key) for host in cluster.hosts.values() for key in host.box.living)
 
 
 def test_what_has_ended_in_time_while_nobody_heard_of_it_has_not_taken_too_long():

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from smartsched.edges.engine.inside import OurScheduler
 
 TOPIC = "smartsched"
+# What an agent is told that was dropped, and comes too soon.
+SENT_AWAY = "sent away for a while"
 _START_SECONDS = 20.0
 _A_MOMENT_SECONDS = 0.25  # that a message lies about which can wait
 _CLOSE_SECONDS, _JOIN_SECONDS = 0.5, 0.9
@@ -35,9 +37,12 @@ _MOST_REFUSALS_TOLD = 30  # in that time, of all addresses together
 
 @dataclass(frozen=True)
 class Came:
-    """An agent is here. `hello`: what it says first; `peer`: where it came from, `host:port`."""
+    """An agent is here. `connection`: tells this one from all that there ever were, and what is
+    sent goes there and nowhere else. `hello`: what it says first; `peer`: where it came from,
+    `host:port`."""
 
     host: str
+    connection: str
     hello: bytes
     peer: str
 
@@ -45,6 +50,7 @@ class Came:
 @dataclass(frozen=True)
 class Said:
     host: str
+    connection: str
     message: bytes
     at_monotonic: float  # time.monotonic() when it arrived here
 
@@ -54,6 +60,7 @@ class Went:
     """For every Came one Went, before this host's next Came."""
 
     host: str
+    connection: str
     why: str
 
 
@@ -116,19 +123,21 @@ class Hub:
             self.close()
             raise StateError(f"cannot wait for agents on port {self.port}: {self._failed_because}")
 
-    def send(self, host: str, message: bytes) -> None:
-        """To the agent of this name, in order; dropped when it is not here. At most 64 MiB."""
+    def send(self, connection: str, message: bytes) -> None:
+        """To its agent, in order; lost when that is gone, though another one of its name may have
+        come. At most LARGEST_MESSAGE_BYTES."""
         if len(message) > LARGEST_MESSAGE_BYTES:
             raise ValueError(f"a message of {len(message)} bytes is too long")
-        self._thread.call(self._members.send, host, message)
+        self._thread.call(self._members.send, connection, message)
 
     def take(self) -> list[News]:
         """What has come since the last call, oldest first."""
         return self._news.take()
 
-    def drop(self, host: str) -> None:
-        """Disconnect it, of which its Went tells. It may come back."""
-        self._thread.call(self._members.drop, host)
+    def drop(self, connection: str, why: str = "", keep_out_seconds: float = 0.0) -> None:
+        """Disconnect its agent, of which its Went tells. It may come back, but not for so long; it
+        is told why, and nobody here."""
+        self._thread.call(self._members.drop, connection, why, keep_out_seconds)
 
     def close(self) -> None:
         """What was sent goes out first, as far as the agents take it in half a second. Nothing is
@@ -171,13 +180,18 @@ class _Members:
         self._can_wait = can_wait
         self._rings_soon = False
         self.scheduler: OurScheduler | None = None
-        self._at_the_door: dict[str, _Member] = {}  # by mark
-        self._here: dict[str, _Member] = {}  # by host
-        self._by_address: dict[str, _Member] = {}
+        # Here and below by the agent's mark, which is that of the connection.
+        self._at_the_door: dict[str, _Member] = {}
+        self._inside: dict[str, _Member] = {}
+        self._here: dict[str, _Member] = {}  # the same by host
+        # Who is not let in for a while, by name and beginning: until when, and why.
+        self._kept_out: dict[tuple[str, int], tuple[float, str]] = {}
 
     def judge(self, greeting: Greeting) -> str:
         """The agent that began last counts; and one that comes back counts at once, though its
         old connection may not have been found dead yet."""
+        if why := self._why_kept_out(greeting):
+            return f"{SENT_AWAY}: {why}"
         here = self._here.get(greeting.name)
         if here is not None and here.greeting.begun_at_ns > greeting.begun_at_ns:
             return f"another agent of the name {greeting.name} is here, which began later"
@@ -190,26 +204,27 @@ class _Members:
 
     def joined(self, address: str, hello: bytes) -> None:
         """Dask knows it."""
-        member = self._at_the_door.pop(address.rpartition("://")[2], None)
+        member = self._at_the_door.pop(_mark_of(address), None)
         if member is None:
             return
         member.address = address
-        host = member.greeting.name
+        host, mark = member.greeting.name, member.greeting.mark
         if self.judge(member.greeting):
             member.channel.abort("a later agent came first")
             return
         self._leave(host, "its agent has come anew")
-        self._here[host] = self._by_address[address] = member
-        self._news.put(Came(host, hello, member.channel.peer))
+        self._here[host] = self._inside[mark] = member
+        self._news.put(Came(host, mark, hello, member.channel.peer))
 
     def left(self, address: str) -> None:
-        if member := self._by_address.get(address):
+        if member := self._inside.get(_mark_of(address)):
             self._leave(member.greeting.name, member.channel.lost_because or "it left")
 
     def said(self, address: str, message: bytes) -> None:
-        if member := self._by_address.get(address):
+        if member := self._inside.get(_mark_of(address)):
             can_wait = self._can_wait(message)
-            said = Said(member.greeting.name, message, time.monotonic())
+            greeting = member.greeting
+            said = Said(greeting.name, greeting.mark, message, time.monotonic())
             self._news.put(said, can_wait=can_wait)
             if can_wait and not self._rings_soon:
                 self._rings_soon = True
@@ -219,13 +234,21 @@ class _Members:
         self._rings_soon = False
         self._news.ring()
 
-    def send(self, host: str, message: bytes) -> None:
-        if (member := self._here.get(host)) and self.scheduler is not None:
+    def send(self, mark: str, message: bytes) -> None:
+        if (member := self._inside.get(mark)) and self.scheduler is not None:
             self.scheduler.tell(member.address, message)
 
-    def drop(self, host: str) -> None:
-        if member := self._here.get(host):
+    def drop(self, mark: str, why: str, keep_out_seconds: float) -> None:
+        if member := self._inside.get(mark):
+            if keep_out_seconds > 0:
+                who = (member.greeting.name, member.greeting.begun_at_ns)
+                self._kept_out[who] = (time.monotonic() + keep_out_seconds, why)
             member.channel.abort("dropped by the dispatcher")
+
+    def _why_kept_out(self, greeting: Greeting) -> str:
+        now = time.monotonic()
+        self._kept_out = {who: kept for who, kept in self._kept_out.items() if now < kept[0]}
+        return self._kept_out.get((greeting.name, greeting.begun_at_ns), (0.0, ""))[1]
 
     def abort_all(self) -> None:
         for member in [*self._here.values(), *self._at_the_door.values()]:
@@ -233,8 +256,8 @@ class _Members:
 
     def _leave(self, host: str, why: str) -> None:
         if member := self._here.pop(host, None):
-            del self._by_address[member.address]
-            self._news.put(Went(host, why))
+            del self._inside[member.greeting.mark]
+            self._news.put(Went(host, member.greeting.mark, why))
             member.channel.abort(why)
 
 
@@ -247,6 +270,8 @@ class _Refusals:
         self._forgets_at = 0.0
 
     def tell(self, peer: str, why: str) -> None:
+        if why.startswith(SENT_AWAY):
+            return  # by those who are told here
         now = time.monotonic()
         if now >= self._forgets_at:
             self._told.clear()
@@ -270,6 +295,11 @@ class _RaisedLimit:
     def give_back(self) -> None:
         if resource.getrlimit(resource.RLIMIT_NOFILE) == self._ours:
             resource.setrlimit(resource.RLIMIT_NOFILE, self._before)
+
+
+def _mark_of(address: str) -> str:
+    """The agent's, by Dask's name for it (see inside.OurWorker)."""
+    return address.rpartition("://")[2]
 
 
 def plugin_for(members: _Members) -> Any:

@@ -93,7 +93,10 @@ class Link:
         self._begun_at_ns = time.time_ns()
         self._news: Mailbox[News] = Mailbox(fds)
         self._worker: OurWorker | None = None
+        self._channel: Channel | None = None  # the worker's
         self._is_connected = False
+        # How often it was, and as far as the main thread knows.
+        self._connections = self._known_connections = 0
         self._is_closing = False
         self._life: asyncio.Task[None] | None = None
         self._look_again: asyncio.Event | None = None
@@ -101,14 +104,21 @@ class Link:
         self._thread = LoopThread("engine-link", self._live)
 
     def send(self, message: bytes) -> None:
-        """To the dispatcher, in order; dropped while it is not connected. At most 64 MiB."""
+        """To the dispatcher, in order, over the connection of which `take` has told last; lost when
+        that is gone, though there may be another one. At most LARGEST_MESSAGE_BYTES."""
         if len(message) > LARGEST_MESSAGE_BYTES:
             raise ValueError(f"a message of {len(message)} bytes is too long")
-        self._thread.call(self._send, message)
+        self._thread.call(self._send, self._known_connections, message)
 
     def take(self) -> list[News]:
         """What has come since the last call, oldest first."""
-        return self._news.take()
+        news = self._news.take()
+        self._known_connections += sum(isinstance(each, Connected) for each in news)
+        return news
+
+    def drop(self) -> None:
+        """Give the connection up, and look for the dispatcher again: what it says is no use."""
+        self._thread.call(self._drop)
 
     def set_addresses(self, addresses: Sequence[str]) -> None:
         """For a dispatcher that was resumed elsewhere. Looks there at once when not connected."""
@@ -130,9 +140,13 @@ class Link:
 
     # the rest lives in the thread of the event loop
 
-    def _send(self, message: bytes) -> None:
-        if self._worker is not None and self._is_connected:
+    def _send(self, connection: int, message: bytes) -> None:
+        if self._worker is not None and self._is_connected and connection == self._connections:
             self._worker.log_event(TOPIC, {"data": message})
+
+    def _drop(self) -> None:
+        if self._channel is not None:
+            self._channel.abort("dropped here")
 
     def _set_places(self, places: list[tuple[str, str, int]]) -> None:
         self._places = places
@@ -250,6 +264,7 @@ class Link:
         from smartsched.edges.engine import inside
 
         was_connected = False
+        self._channel = channel
         try:
             self._worker = inside.OurWorker(
                 inside.Passport({"ready": [channel]}, {}),
@@ -270,7 +285,7 @@ class Link:
         return was_connected
 
     async def _leave(self, channel: Channel) -> None:
-        worker, self._worker = self._worker, None
+        worker, self._worker, self._channel = self._worker, None, None
         why = channel.lost_because or "it closed the connection"
         if self._is_connected:
             self._is_connected = False
@@ -284,6 +299,7 @@ class Link:
     def _on_connected(self, address: str) -> None:
         if not self._is_connected:
             self._is_connected = True
+            self._connections += 1
             self._news.put(Connected(address))
 
     def _on_message(self, address: str, message: bytes) -> None:

@@ -119,6 +119,7 @@ def main() -> None:
         options["hello"] = options.get("hello", "hello").encode()
         end = Link(waiter, credentials, **{"run_id": RUN, **options})
     words: list[list[str]] = []
+    connections: dict[str, str] = {}  # the last of each host
     begun = bytearray()
 
     def read() -> None:
@@ -136,12 +137,14 @@ def main() -> None:
                 for name, value in vars(news).items()
             }
             say(type(news).__name__, facts)
+            if type(news).__name__ == "Came":
+                connections[news.host] = news.connection
         while words:
             match words.pop(0):
                 case ["send", host, text]:
-                    end.send(*([host] if host else []), text.encode())
+                    end.send(*([connections[host]] if host else []), text.encode())
                 case ["drop", host]:
-                    end.drop(host)
+                    end.drop(connections[host])
                 case ["close"]:
                     end.close()
                     return

@@ -38,6 +38,12 @@ class Ear:
         self.heard += self._end.take()
         return [news for news in self.heard if isinstance(news, kind)]
 
+    def connection(self) -> str:
+        """The last that has come."""
+        last = self.of(Came)[-1]
+        assert isinstance(last, Came)
+        return last.connection
+
 
 @pytest.fixture
 def hub(waiter: Waiter, dispatchers: Credentials) -> Iterator[Hub]:
@@ -80,7 +86,7 @@ def test_messages_arrive_in_order_both_ways(hub: Hub, link_to: Callable[..., Lin
     began = time.monotonic()
 
     for number in range(500):
-        hub.send("gpu1", b"%d" % number)
+        hub.send(dispatcher.connection(), b"%d" % number)
         link.send(b"%d" % number)
 
     wait_until(lambda: len(dispatcher.of(Said)) == 500 and len(agent.of(Message)) == 500)
@@ -99,14 +105,14 @@ def test_a_message_may_be_long_and_may_be_empty(
     messages = [b"", os.urandom(30 * MIB), os.urandom(40 * MIB), b""]
 
     for message in messages:
-        hub.send("gpu1", message)
+        hub.send(dispatcher.connection(), message)
         link.send(message)
 
     wait_until(lambda: len(dispatcher.of(Said)) == 4 and len(agent.of(Message)) == 4)
     assert [news.message for news in dispatcher.of(Said)] == messages  # type: ignore[attr-defined]
     assert [news.message for news in agent.of(Message)] == messages  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="too long"):
-        hub.send("gpu1", b"x" * (64 * MIB))
+        hub.send(dispatcher.connection(), b"x" * (64 * MIB))
 
 
 def test_what_is_sent_to_nobody_is_dropped(hub: Hub, link_to: Callable[..., Link], waiter: Waiter):
@@ -116,8 +122,8 @@ def test_what_is_sent_to_nobody_is_dropped(hub: Hub, link_to: Callable[..., Link
     agent, dispatcher = Ear(link, waiter), Ear(hub, waiter)
     wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
 
-    hub.send("gpu2", b"to nobody")
-    hub.send("gpu1", b"to somebody")
+    hub.send("no such connection", b"to nobody")
+    hub.send(dispatcher.connection(), b"to somebody")
 
     wait_until(lambda: agent.has(Message))
     assert [news.message for news in agent.of(Message)] == [b"to somebody"]  # type: ignore[attr-defined]
@@ -143,12 +149,75 @@ def test_one_that_was_dropped_comes_back_with_its_newest_hello(
     wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
     link.set_hello(b"here I am again")
 
-    hub.drop("gpu1")
+    first = dispatcher.connection()
+    hub.drop(first)
 
     wait_until(lambda: dispatcher.has(Came, Went, Came))
     wait_until(lambda: agent.has(Connected, Disconnected, Connected))
-    assert dispatcher.of(Went) == [Went("gpu1", "dropped by the dispatcher")]
+    assert dispatcher.of(Went) == [Went("gpu1", first, "dropped by the dispatcher")]
     assert [news.hello for news in dispatcher.of(Came)] == [b"hello", b"here I am again"]  # type: ignore[attr-defined]
+
+
+def test_what_is_meant_for_one_connection_goes_over_no_other(
+    hub: Hub, link_to: Callable[..., Link], waiter: Waiter
+):
+    link = link_to(hub)
+    agent, dispatcher = Ear(link, waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+    first = dispatcher.connection()
+    hub.drop(first)
+    wait_until(lambda: dispatcher.has(Came, Went, Came))
+
+    hub.send(first, b"to the first")
+    link.send(b"over the first")  # as far as whoever sends it knows
+    wait_until(lambda: agent.has(Connected, Disconnected, Connected))
+    hub.send(dispatcher.connection(), b"to the second")
+    link.send(b"over the second")
+
+    wait_until(lambda: agent.has(Connected, Disconnected, Connected, Message))
+    wait_until(lambda: dispatcher.has(Came, Went, Came, Said))
+    assert [news.message for news in agent.of(Message)] == [b"to the second"]  # type: ignore[attr-defined]
+    assert [news.message for news in dispatcher.of(Said)] == [b"over the second"]  # type: ignore[attr-defined]
+
+
+def test_an_agent_that_was_sent_away_is_told_why_and_another_of_its_name_may_come(
+    hub: Hub, link_to: Callable[..., Link], waiter: Waiter
+):
+    agent, dispatcher = Ear(link_to(hub), waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+
+    hub.drop(dispatcher.connection(), "you are too old", keep_out_seconds=3600)
+
+    wait_until(lambda: agent.has(Connected, Disconnected, NotReached))
+    (refused,) = agent.of(NotReached)[:1]
+    assert "sent away for a while: you are too old" in refused.why  # type: ignore[attr-defined]
+    other = Ear(link_to(hub), waiter)
+    wait_until(lambda: dispatcher.has(Came, Went, Came) and other.has(Connected))
+    assert not dispatcher.of(Refused)
+
+
+def test_an_agent_that_was_sent_away_may_come_again_when_that_is_over(
+    hub: Hub, link_to: Callable[..., Link], waiter: Waiter
+):
+    agent, dispatcher = Ear(link_to(hub), waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+
+    hub.drop(dispatcher.connection(), "not now", keep_out_seconds=0.01)
+
+    wait_until(lambda: dispatcher.has(Came, Went, Came))
+
+
+def test_an_agent_that_cannot_use_what_is_said_looks_for_its_dispatcher_again(
+    hub: Hub, link_to: Callable[..., Link], waiter: Waiter
+):
+    link = link_to(hub)
+    agent, dispatcher = Ear(link, waiter), Ear(hub, waiter)
+    wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
+
+    link.drop()
+
+    wait_until(lambda: dispatcher.has(Came, Went, Came))
+    wait_until(lambda: agent.has(Connected, Disconnected, Connected))
 
 
 def test_of_two_agents_of_one_name_the_later_one_counts(
@@ -230,7 +299,7 @@ def test_nothing_is_left_when_both_have_ended(
     wait_until(lambda: dispatcher.has(Came) and agent.has(Connected))
 
     for _ in range(3):
-        hub.drop("gpu1")
+        hub.drop(dispatcher.connection())
         wait_until(lambda: agent.of(Disconnected))
         agent.heard.clear()
         wait_until(lambda: agent.of(Connected))
