@@ -66,7 +66,8 @@ from smartsched.core.model import (
 )
 from smartsched.fleet.claims import FleetClaims
 from smartsched.fleet.gpus import FleetGpus
-from smartsched.fleet.hosts import Hosts, Terms
+from smartsched.fleet.host import Terms
+from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import FleetLauncher
 from tests.builders import (
     T0,
@@ -292,7 +293,7 @@ def test_an_agent_of_another_version_is_sent_off_with_a_reason():
     ]
     assert bench.told() == [Leave()]
     assert bench.says(GPU1, 1.0, (1, launched())) == []
-    assert bench.recruiter.met == ["gpu1 went for 60 s"]
+    assert bench.recruiter.met == ["gpu1 went for 30 s"]
 
 
 def test_an_agent_of_another_version_that_may_have_jobs_of_the_run_is_kept_out_and_left_alone():
@@ -303,9 +304,9 @@ def test_an_agent_of_another_version_that_may_have_jobs_of_the_run_is_kept_out_a
 
     (away,) = bench.observed()
     assert isinstance(away, HostAway)
-    assert "end that agent, not its jobs: kill 4711; kill 4711; its job is started" in away.why
+    assert "end that agent, not its jobs: kill -9 4711; its job is started" in away.why
     assert bench.told() == []
-    assert bench.transport.dropped == [(GPU1, 60.0)]
+    assert bench.transport.dropped == [(GPU1, 30.0)]
     assert bench.tick(LEASE.lost_after_seconds - 0.1) == []
     assert kinds(bench.tick(LEASE.lost_after_seconds)) == ["RunExited"]
 
@@ -317,8 +318,8 @@ def test_an_agent_that_cannot_be_understood_is_away_and_tried_again_later():
     bench.tick(0.0)
 
     assert bench.observed() == [HostAway(GPU1, "it says what cannot be read: KeyError: 'version'")]
-    assert bench.transport.dropped == [("some connection", 60.0)]
-    assert bench.recruiter.met == ["gpu1 went for 60 s"]
+    assert bench.transport.dropped == [("some connection", 30.0)]
+    assert bench.recruiter.met == ["gpu1 went for 30 s"]
 
 
 def test_what_cannot_be_read_is_told_once_for_each_connection():
@@ -328,7 +329,7 @@ def test_what_cannot_be_read_is_told_once_for_each_connection():
 
     bench.tick(1.0)
 
-    assert bench.recruiter.met == ["gpu1 came", "gpu1 went for 60 s"]
+    assert bench.recruiter.met == ["gpu1 came", "gpu1 went for 30 s"]
     assert kinds(bench.observed(1.0)) == ["HostAway"]
 
 
@@ -437,8 +438,8 @@ def test_another_machine_that_answers_to_the_name_says_nothing_of_runs_there():
 
     assert "another machine answers to its name; its job is started anew" in str(bench.observed())
     assert bench.told()[1:] == []
-    assert bench.transport.dropped == [("gpu1 2", 60.0)]
-    assert bench.recruiter.met[-1] == "gpu1 went for 60 s"
+    assert bench.transport.dropped == [("gpu1 2", 30.0)]
+    assert bench.recruiter.met[-1] == "gpu1 went for 30 s"
     assert bench.tick(5.0 + LEASE.lost_after_seconds - 0.1) == []
     assert kinds(bench.tick(5.0 + LEASE.lost_after_seconds)) == ["RunExited"]
     bench.comes(at=400.0, machine=ELSEWHERE)
@@ -965,7 +966,7 @@ def test_a_host_that_the_user_has_named_may_come_back_after_its_agent_has_left()
     bench.goes(at=2.0)
 
     assert bench.observed(2.0) == [HostAway(GPU1, "it has left")]
-    assert bench.recruiter.met[-1] == "gpu1 went for 60 s"
+    assert bench.recruiter.met[-1] == "gpu1 went for 30 s"
 
 
 def test_whoever_was_sent_off_is_not_expected_back():

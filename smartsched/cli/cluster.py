@@ -40,7 +40,8 @@ from smartsched.edges.slurm.pilots import Slurm
 from smartsched.edges.starter import SshStarter
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import BadMessageError, StateError
-from smartsched.fleet.hosts import Hosts, Terms
+from smartsched.fleet.host import Terms
+from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import keep_logs
 
 JOIN = "join"  # in the run's folder: for agents that are started by hand

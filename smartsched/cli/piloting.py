@@ -17,7 +17,8 @@ from smartsched.core.slurm import PilotId
 from smartsched.core.state import State
 from smartsched.edges.outputs import tail
 from smartsched.edges.slurm.pilots import Slurm
-from smartsched.fleet.hosts import Host, Hosts
+from smartsched.fleet.host import Host
+from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import end_of_lost
 
 # Python there, on a file system of the network, and the way to us.

@@ -11,9 +11,8 @@ runs, it is kept out and left alone: they go on until the lease is over, and an 
 takes them up if it gets its place before.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from smartsched.core import words
 from smartsched.core.actions import Checkpoint, Claim, Kill, Terminate
@@ -21,7 +20,6 @@ from smartsched.core.messages import (
     AgentEvent,
     Came,
     Chunk,
-    Connection,
     Expect,
     Garbled,
     Hello,
@@ -36,7 +34,6 @@ from smartsched.core.messages import (
 from smartsched.core.model import (
     UNREAD,
     ClaimAnswer,
-    GpuKey,
     HostAway,
     HostHere,
     HostName,
@@ -45,7 +42,6 @@ from smartsched.core.model import (
     Observation,
     PilotsStand,
     Run,
-    RunKey,
     Running,
     Snapshot,
     Stopping,
@@ -54,81 +50,13 @@ from smartsched.core.model import (
 )
 from smartsched.core.offset import Offset
 from smartsched.core.state import State
+from smartsched.fleet.host import Host, NoRecruiter, Terms
 from smartsched.ports import Recruiter, Transport
 
 # Agents report every second; one whose file system hangs does not.
 _MUTE_SECONDS = 15.0
 # Who was sent away may be another one by then, and a machine whose agent has left is down, or back.
-_AGAIN_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class Host:
-    """One host, as far as this dispatcher knows."""
-
-    name: HostName
-    renewed_at: Timestamp  # no lease there was renewed later than that
-    heard_at: Timestamp = float("-inf")  # when it was last heard, or came
-    connection: Connection = ""  # the last
-    hello: Hello | None = None  # of the last agent; None: none has been here
-    here: bool = False
-    is_gone: bool = False  # for good
-    announced: bool | None = None  # as one that leaves, or that does not; None: not yet
-    leaves: bool = False  # soon
-    was_sent_off: bool = False  # or has said that it goes: it is not expected back
-    was_told: bool = False  # that it may go
-    has_logs: bool = False  # of runs that have ended, and not all of them has come
-    offset: Offset = field(default_factory=Offset)
-    number: int = 0  # of the last orders to this agent
-    expected_by: int = 0  # with these it was told which runs there should be
-    obeyed: int = 0
-    reported_at: float | None = None  # when its last report was sent, by its own clock
-    heard: int = 0  # events of the agent
-    acknowledged: int = 0  # of these, so many are on record
-    events: deque[tuple[int, AgentEvent]] = field(default_factory=deque)  # not taken yet
-    living: frozenset[RunKey] = frozenset()
-    strays_are_known: bool = True  # to be told to end: all that its last report had
-    # That the user has given up while nobody could be told; they may still run there.
-    abandoned: dict[RunKey, Run] = field(default_factory=dict)
-    launched: dict[RunKey, int] = field(default_factory=dict)  # with which orders
-    looks: dict[GpuKey, Timestamp] = field(default_factory=dict)  # asked for, not answered yet
-    asks: set[tuple[GpuKey, ...]] = field(default_factory=set)  # claims, likewise
-    wanted: dict[GpuKey, int] = field(default_factory=dict)  # claims that we want to have there
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it has been heard since it was told which runs should be there."""
-        return self.here and self.obeyed >= self.expected_by > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """On which runs go on where nobody can be reached."""
-
-    lease_seconds: float | None = None  # None: for ever; they are never taken for lost
-    margin_seconds: float = 0.0  # from the end of a lease until the runs are gone for sure
-    # In place of both on hosts that were not heard of so far, by the user's word that they are
-    # gone; None: he has not said so.
-    unheard_seconds: float | None = None
-
-    @property
-    def lost_after_seconds(self) -> float:
-        lease = self.lease_seconds
-        return float("inf") if lease is None else lease + self.margin_seconds
-
-
-class NoRecruiter:
-    """Where the agent is in this process."""
-
-    def take(self, now: Timestamp) -> list[HostAway | PilotsStand]:
-        return []
-
-    def came(self, host: HostName, now: Timestamp) -> None: ...
-
-    def went(self, host: HostName, now: Timestamp, *, again_in_seconds: float) -> None: ...
-
-    def wake_at(self) -> Timestamp:
-        return float("inf")
+_AGAIN_SECONDS = 30.0
 
 
 class Hosts:
@@ -141,7 +69,7 @@ class Hosts:
         *,
         version: str = "",
         only: HostName | None = None,
-        terms: Terms = Terms(),
+        terms: Terms | None = None,
         recruiter: Recruiter | None = None,
         named: Iterable[HostName] = (),
     ) -> None:
@@ -157,7 +85,7 @@ class Hosts:
         self._strays: frozenset[JobId] = frozenset()  # as it was last told
         self._now: Timestamp = 0.0  # of the present tick
         self._owners: dict[str, HostName] = {}  # of GPUs, by their UUIDs
-        self.terms = terms
+        self.terms = terms or Terms()
         self.by_name: dict[HostName, Host] = {}
         self.observations: list[Observation] = []  # not taken yet
         self.answers: list[ClaimAnswer] = []
@@ -400,14 +328,12 @@ class Hosts:
         return f"; {job} started anew if nothing is heard of {they} within {soon}"
 
     def _words_on_version(self, host: Host, hello: Hello) -> str:
-        """Told to go at once, an agent leaves its jobs running, and the next takes them up."""
+        """An agent that is killed leaves its jobs running, and the next takes them up."""
         text = f"its agent has smartsched {hello.version}, and this is {self._version}"
         if not self.believed().get(host.name):
             return f"{text}: install the same"
         pid = hello.more.get("pid", "PID")
-        by_hand = (
-            f"install the same there, and end that agent, not its jobs: kill {pid}; kill {pid}"
-        )
+        by_hand = f"install the same there, and end that agent, not its jobs: kill -9 {pid}"
         return f"{text}: {by_hand}{self._words_on_runs(host)}"
 
     def _hear(self, host: Host, report: Report, at: Timestamp, now: Timestamp) -> None:

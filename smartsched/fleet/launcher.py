@@ -33,7 +33,8 @@ from smartsched.core.model import (
     Timestamp,
 )
 from smartsched.core.state import State
-from smartsched.fleet.hosts import Host, Hosts
+from smartsched.fleet.host import Host
+from smartsched.fleet.hosts import Hosts
 
 _NO_PROCESS = ProcessId(0, 0, "")
 _TOO_LONG = "the command is too long to be sent to another host"

@@ -24,7 +24,8 @@ from smartsched.core.model import (
 from smartsched.core.pilot_news import Answers, Ended, PilotNews, Runs, Submitted
 from smartsched.core.pilots import Pilots
 from smartsched.core.slurm import PilotId
-from smartsched.fleet.hosts import Hosts, Terms
+from smartsched.fleet.host import Terms
+from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import FleetLauncher
 from tests.builders import T0, a_key, a_policy, a_run, accepted, launched
 

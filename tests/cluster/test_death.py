@@ -1,8 +1,13 @@
 """Hosts, links, agents and dispatchers that die: nothing runs twice, and nothing is lost."""
 
+import os
 import random
+import signal
 import time
 from collections import Counter
+from pathlib import Path
+
+import pytest
 
 from tests.cluster.runs import (
     GRACE_SECONDS,
@@ -120,6 +125,40 @@ def test_no_job_runs_twice_or_is_lost_or_meets_anybody_whatever_dies(lab: Lab):
         assert at < entry.at < at + 3 + A_START_SECONDS, dump(lab)
     assert stopped.agents() == []
     nobody_is_left(lab)
+
+
+def test_a_host_whose_agent_was_told_to_end_as_before_a_reboot_is_used_again(lab: Lab):
+    [gpu1] = lab.boot("gpu1", gpus=2)
+    session = start(lab, [gated(lab, "1") + "  # smartsched: gpus=2"])
+    begun(lab, "1")
+
+    os.kill(gpu1.agent(), signal.SIGTERM)
+    session.says("gpu1: it has left")
+    open_gate(lab)
+
+    assert session.end().status == 0, dump(lab)
+    assert hosts_of(lab, "1") == ["gpu1", "gpu1"]
+    assert outcomes(lab) == {1: "ok"}
+    nobody_is_left(lab)
+
+
+@pytest.mark.skipif(not Path("/etc/machine-id").exists(), reason="machines have no ids here")
+def test_another_machine_that_answers_to_a_hosts_name_does_not_make_its_jobs_run_twice(lab: Lab):
+    """It knows nothing of them, and they go on until their lease is over."""
+    first, other = lab.boot("gpu1", "gpu2", gpus=1, private_home=True)
+    session = start(lab, [gated(lab, "1")], "--wd", "/tmp", hosts="gpu1")
+    begun(lab, "1")
+
+    lab.head.hosts_file.write_text(f"{other.address} gpu1\n")
+    first.kill_agent()
+    session.says("gpu1: out of reach: another machine answers to its name; its job is started")
+    wait_until(lambda: hosts_of(lab, "1") == ["gpu1", "gpu2"], "it runs on the other", session.dump)
+    open_gate(lab)
+
+    assert session.end().status == 0, dump(lab)
+    assert lab.accounts.doubles() == []
+    assert outcomes(lab) == {1: "ok"}
+    nobody_is_left(lab, other)
 
 
 def test_what_is_out_of_reach_is_stopped_there_before_it_begins_elsewhere(lab: Lab):

@@ -28,7 +28,8 @@ from smartsched.core.standing import BEING_STARTED
 from smartsched.core.state import State
 from smartsched.fleet.claims import FleetClaims
 from smartsched.fleet.gpus import FleetGpus
-from smartsched.fleet.hosts import Hosts, Terms
+from smartsched.fleet.host import Terms
+from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import FleetLauncher
 from smartsched.loop import Loop, World
 from smartsched.ports import Journal

@@ -23,7 +23,7 @@ from smartsched.core.model import Ending, Exited, HostName, Lost, RunKey
 from smartsched.core.policy import Policy
 from smartsched.core.requests import Cancel
 from smartsched.core.state import State
-from smartsched.fleet.hosts import Terms
+from smartsched.fleet.host import Terms
 from smartsched.simulation.box import DispatcherDied, PretendBox, PretendJob
 from smartsched.simulation.colleagues import GIB
 from tests.builders import a_policy
