@@ -6,7 +6,8 @@ dispatcher, whoever that is by then.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from smartsched.core.actions import Checkpoint, Claim, Kill, Launch, Release, Terminate
 from smartsched.core.events import RunCleared, RunExited, RunLaunched, RunPostponed

@@ -6,9 +6,10 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal, TypeVar
+
+from msgspec import Struct
 
 from smartsched.core.freeness import Share, Size, Thresholds
 from smartsched.core.halt import parse_halt
@@ -55,8 +56,7 @@ T = TypeVar("T")
 OutputMode = Literal["log", "tag", "raw"]
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
+class Cluster(Struct, frozen=True):
     """Where more than this box is to be used."""
 
     hosts: tuple[HostSpec, ...]
@@ -70,8 +70,7 @@ class Cluster:
     gpus_per_pilot: int
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Struct, frozen=True):
     """Everything the user decided."""
 
     run_name: str
@@ -94,9 +93,12 @@ class Config:
     joblog: str | None
     json_log: str | None
     cluster: Cluster | None  # None: this box alone
-    notify: tuple[str, ...] = field(repr=False)  # URLs, with secrets in them
+    notify: tuple[str, ...]  # URLs, with secrets in them
     notify_stall_seconds: float
     notes: tuple[str, ...]  # what the user may not expect and should know
+
+    def __repr__(self) -> str:
+        return f"Config of {self.policy.run_id}"  # without secrets
 
 
 def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Config:

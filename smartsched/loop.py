@@ -5,7 +5,8 @@ and is durable. Where nothing happens, the disk may take a moment: a look at GPU
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.core.actions import (
     Action,
@@ -76,8 +77,7 @@ QUEUE_WINDOW = 64
 LINES_A_TICK = 256
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(Struct, frozen=True):
     clock: Clock
     waiter: Waiter
     gpus: GpuSource

@@ -4,8 +4,9 @@ Nothing here waits but `Waiter.wait`: everything else answers with what there is
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from smartsched.core.actions import Launch, Tell
 from smartsched.core.decide import Decision
@@ -122,8 +123,7 @@ class Launcher(Protocol):
     def wake_at(self) -> Timestamp: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Recall:
+class Recall(Struct, frozen=True):
     """A job that the run knows is to be queued again."""
 
     job: JobId
@@ -131,8 +131,7 @@ class Recall:
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(Struct, frozen=True):
     """Something new to do, and how far the input was read for it."""
 
     what: JobSpec | BadLine | Recall
@@ -286,8 +285,7 @@ class Requests(Protocol):
     def take(self, now: Timestamp) -> Sequence[DrainRequested | StopRequested]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class NewOptions:
+class NewOptions(Struct, frozen=True):
     """What the user wants to be changed, as it would be then."""
 
     id: str

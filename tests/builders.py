@@ -1,8 +1,9 @@
 """Small valid values of the core, so that a test says only what matters to it."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from smartsched.core import freeness, sight
 from smartsched.core.apply import replay

@@ -3,10 +3,11 @@
 # ruff: noqa: ARG002  # a fake has the arguments of its port
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from smartsched.core.actions import Checkpoint, Claim, Kill, Launch, Release, Terminate
 from smartsched.core.apply import apply, replay

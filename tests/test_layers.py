@@ -32,8 +32,8 @@ MAY_IMPORT = {
 # What a pure module needs of the standard library; everything else would be an effect.
 PURE = {
     "__future__", "base64", "bisect", "collections", "contextlib", "dataclasses", "enum",
-    "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re",
-    "typing", "zlib",
+    "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "msgspec",
+    "operator", "re", "typing", "zlib",
 }  # fmt: skip
 IMPURE_BUILTINS = {"open", "print", "input", "exec", "eval", "breakpoint", "__import__"}
 

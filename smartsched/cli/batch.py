@@ -3,7 +3,9 @@ ended together with that job is no failure of the commands that ran in it."""
 
 import signal
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smartsched.config import cores_of_batch_job, end_of_batch_job, offered_gpus
 from smartsched.core.actions import Launch
@@ -50,8 +52,7 @@ class Pilot:
         return _Launcher(launcher, self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Doubt:
+class _Doubt(Struct, frozen=True):
     event: RunExited
     until: Timestamp
 

@@ -4,8 +4,9 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from smartsched.cli.host import this_place
 from smartsched.cli.limits import settle
@@ -26,8 +27,7 @@ from smartsched.edges.waiter import Waiter
 from smartsched.errors import SmartschedError, StateError, UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     topic: str
     ok: bool
     text: str  # what is so; if it is not ok, also what to do

@@ -9,8 +9,9 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from smartsched import __version__
 from smartsched.cli.departed import Departed

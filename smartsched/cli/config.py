@@ -3,8 +3,9 @@
 import argparse
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from smartsched.cli import settings
 from smartsched.cli.limits import read_limits, settle
@@ -28,8 +29,7 @@ The later wins:
 _NOT_SET = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(Struct, frozen=True):
     """An option, its value, and where it is from."""
 
     key: str

@@ -5,7 +5,8 @@ import argparse
 import json
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from smartsched.cli.limits import settle
 from smartsched.cli.parser import SETTABLE, build_parser, remembered

@@ -6,9 +6,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
+
+from msgspec import Struct
 
 from smartsched import __version__
 from smartsched.agent import Agent, InProcess
@@ -68,8 +69,7 @@ Warn = Callable[[str], None]
 Output = LogFiles | Tagged | Untouched
 
 
-@dataclass(slots=True)
-class _Parts:
+class _Parts(Struct):
     """What the loop is given, and has to be seen to when it is over."""
 
     world: World

@@ -13,9 +13,10 @@ import signal
 import stat
 import sys
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from smartsched import __version__
 from smartsched.cli.host import this_host

@@ -6,8 +6,9 @@ elsewhere; still, they are manners and no fence: users can start programs withou
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from smartsched.cli.settings import ADMINISTRATORS, LIMITS, or_rather
 from smartsched.config import Config, configure

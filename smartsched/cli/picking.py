@@ -5,7 +5,9 @@ import json
 import signal
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smartsched.cli.claiming import claim_files_for
 from smartsched.cli.limits import settle
@@ -63,8 +65,7 @@ def _interrupt() -> None:
     raise _InterruptedError
 
 
-@dataclass(frozen=True, slots=True)
-class _None:
+class _None(Struct, frozen=True):
     """There are not so many."""
 
     why: str

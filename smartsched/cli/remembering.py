@@ -4,8 +4,10 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from smartsched.cli.hosting import forget_old, runs_of_agents
 from smartsched.cli.recalling import past_of
@@ -21,8 +23,7 @@ from smartsched.edges.runs import Runs
 from smartsched.errors import UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     run: str
     stands: Literal["alive", "left", "complete", "damaged"]
     began: float | None  # seconds since 1970-01-01; None: its journal does not say

@@ -10,7 +10,8 @@ import termios
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.cli.host import this_host, this_place
 from smartsched.cli.limits import settle
@@ -50,8 +51,7 @@ from smartsched.ports import FdWatcher, Intake
 _NO_RUNS = "none is remembered; if they are elsewhere, name that place with --state DIR"
 
 
-@dataclass(slots=True)
-class _Past:
+class _Past(Struct):
     """What the journal of a run says."""
 
     terms: Terms

@@ -6,9 +6,10 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from smartsched.cli.host import this_host, this_place
 from smartsched.cli.parser import remembered
@@ -38,8 +39,7 @@ from smartsched.ports import FdWatcher, Intake
 _ADVICE = "make room there, or name another place with --state DIR"
 
 
-@dataclass(slots=True)
-class Session:
+class Session(Struct):
     """A run, held by us."""
 
     args: argparse.Namespace

@@ -7,9 +7,11 @@ flags. What can be set are the long options of the main command, as its parser k
 import argparse
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from smartsched.config import SET_BY_US, variables
 from smartsched.edges.settings_file import Entry, ForeignFileError, read_settings
@@ -36,8 +38,7 @@ _LISTS_OF_IDS = ("gpus", "exclude", "prefer")
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(Struct, frozen=True):
     """The value of an option, as its parser would have made it of words, and where it is from."""
 
     value: Any
@@ -45,8 +46,7 @@ class Setting:
     place: str  # FILE:LINE, or the name of the variable
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     by_option: Mapping[str, Setting] = field(default_factory=dict)  # by the parser's `dest`
     notes: tuple[str, ...] = ()  # what the user may not expect and should know
 
@@ -61,8 +61,7 @@ class Settings:
         return self.only(self.by_option.keys() - names)
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(Struct, frozen=True):
     """One of the files in which something can be set."""
 
     path: Path

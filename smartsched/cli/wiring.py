@@ -5,7 +5,8 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from smartsched.cli.host import this_host
 from smartsched.core.model import HostName, SamplerTrouble, Snapshot

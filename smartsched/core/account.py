@@ -1,8 +1,10 @@
 """What a run came to, by its journal: every attempt as a bar in time, every job as a row."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from smartsched.core import words
 from smartsched.core.apply import apply
@@ -58,8 +60,7 @@ _HOW_REQUEUED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(Struct, frozen=True):
     """One attempt at a job."""
 
     run: RunKey
@@ -71,8 +72,7 @@ class Bar:
     to_whom: str = ""  # it gave way
 
 
-@dataclass(slots=True)
-class JobRow:
+class JobRow(Struct):
     job: JobId
     spec: JobSpec
     accepted_at: Timestamp
@@ -88,8 +88,7 @@ class JobRow:
     utilization_percent: float | None = None
 
 
-@dataclass(slots=True)
-class ShapeRow:
+class ShapeRow(Struct):
     """What the runs of one command shape came to, in this run alone."""
 
     shape: str
@@ -108,8 +107,7 @@ class ShapeRow:
         self.longest_seconds = max(self.longest_seconds, event.seconds)
 
 
-@dataclass(slots=True)
-class Account:
+class Account(Struct):
     began: RunBegan
     options: str  # of the last dispatcher
     ended_at: Timestamp | None = None  # None: the last dispatcher did not say that it ends

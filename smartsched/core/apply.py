@@ -6,7 +6,8 @@ the user's policy is an event of its own, so that an old journal means the same 
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from smartsched.core.events import (
     DrainRequested,

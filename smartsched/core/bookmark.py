@@ -8,9 +8,11 @@ which it was made. Else it is as if there were none.
 
 import json
 import zlib
-from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import fields
 
 from smartsched.core.derived import fingerprint, of_fields
 from smartsched.core.events import RunBegan
@@ -43,8 +45,7 @@ class Mark(NamedTuple):
 NOWHERE = Mark(0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Bookmark:
+class Bookmark(Struct, frozen=True):
     mark: Mark
     past: Past
 

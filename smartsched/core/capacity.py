@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.core.footprint import Meter, with_growth
 from smartsched.core.freeness import Busy, Free, Verdict, Watch
@@ -27,8 +28,7 @@ _SECONDS_A_DAY = 86400.0
 _UNLIMITED = float("inf")
 
 
-@dataclass(slots=True)
-class Offer:
+class Offer(Struct):
     """A GPU on which another run of ours may be started, and how much of it is left."""
 
     sample: GpuSample
@@ -188,8 +188,7 @@ def is_refused(state: State, key: GpuKey, now: Timestamp) -> bool:
     return refusal is not None and now < refusal.at + ASK_AGAIN_SECONDS
 
 
-@dataclass(slots=True)
-class Budget:
+class Budget(Struct):
     """How many more runs and GPUs the user's caps allow."""
 
     runs: float

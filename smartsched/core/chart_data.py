@@ -3,8 +3,10 @@ text in them is printable."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smartsched.core import words
 from smartsched.core.account import Bar
@@ -36,8 +38,7 @@ _MOST_PIECES = 800
 _LONGEST_COMMAND = 160
 
 
-@dataclass(frozen=True, slots=True)
-class GpuLine:
+class GpuLine(Struct, frozen=True):
     """A row of the timeline."""
 
     key: GpuKey
@@ -45,8 +46,7 @@ class GpuLine:
     memory_total_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(Struct, frozen=True):
     """What there is to be drawn."""
 
     gpus: Sequence[GpuLine]

@@ -6,7 +6,8 @@ memory that runs out while they still grow.
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.core.capacity import has_somebody_new
 from smartsched.core.footprint import CONTEXT_BYTES
@@ -41,8 +42,7 @@ _COMES_BACK_WITHIN_SECONDS = 3.0  # mostly the memory of a process that has ende
 LOOK_EVERY_SECONDS = 1.5
 
 
-@dataclass(frozen=True, slots=True)
-class Yield:
+class Yield(Struct, frozen=True):
     """A run of ours that gives way, and to whom."""
 
     run: RunKey

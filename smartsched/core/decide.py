@@ -1,7 +1,8 @@
 """The scheduler's whole mind: a pure function from what we believe to what to do next."""
 
-from dataclasses import dataclass, field
 from typing import TypeAlias
+
+from msgspec import Struct, field
 
 from smartsched.core.actions import (
     Action,
@@ -72,8 +73,7 @@ _FIRST_LOOK_AGAIN_SECONDS = 0.02
 Released: TypeAlias = set[tuple[GpuKey, RunKey]]
 
 
-@dataclass(slots=True)
-class Decision:
+class Decision(Struct):
     """Record `events` first, then carry out `actions`; then sleep until `wake_at` or an event."""
 
     events: list[Event] = field(default_factory=list)

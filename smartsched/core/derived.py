@@ -1,4 +1,4 @@
-"""Forms of dataclasses and what they are made of, derived from the types of their fields.
+"""Forms of structs and what they are made of, derived from the types of their fields.
 
 For what this very version writes and reads itself; what others read, or later versions, is said
 field by field (forms.py, records.py). A field at its default is left out. Named tuples become lists
@@ -10,10 +10,12 @@ import typing
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import IntEnum
 from functools import cache
 from typing import Any
+
+from msgspec import NODEFAULT, Struct
+from msgspec.structs import FieldInfo, fields
 
 from smartsched.core.forms import Form
 
@@ -42,7 +44,7 @@ def form_of(hint: Any) -> Form:
 
 
 def of_fields(kind: Any, names: Sequence[str]) -> Form:
-    """Of a dataclass, these fields; what is read are the values of those that were written."""
+    """Of a struct, these fields; what is read are the values of those that were written."""
     hints = typing.get_type_hints(kind)
     known = {field.name: field for field in fields(kind)}
     writers = [(name, form_of(hints[name]).to_json, _default(known[name])) for name in names]
@@ -76,8 +78,8 @@ def _describe(hint: Any, seen: dict[str, str]) -> None:
     if not isinstance(hint, type) or hint.__module__ == "builtins" or hint.__qualname__ in seen:
         return
     hints = typing.get_type_hints(hint)
-    known = fields(hint) if is_dataclass(hint) else ()
-    defaults = [(f.name, d) for f in known if (d := _default(f)) is not MISSING]
+    known = fields(hint) if issubclass(hint, Struct) else ()
+    defaults = [(f.name, d) for f in known if (d := _default(f)) is not NODEFAULT]
     seen[hint.__qualname__] = repr((sorted((n, repr(h)) for n, h in hints.items()), defaults))
     for each in hints.values():
         _describe(each, seen)
@@ -107,7 +109,7 @@ def _of_class(kind: Any) -> Form:
         return Form(int, kind)
     if issubclass(kind, tuple):
         return _of_named_tuple(kind)
-    write, read = of_fields(kind, [field.name for field in fields(kind) if field.init])
+    write, read = of_fields(kind, [field.name for field in fields(kind)])
     return Form(write, lambda found: kind(**read(found)))
 
 
@@ -154,6 +156,6 @@ def _of_named_tuple(kind: Any) -> Form:
     )
 
 
-def _default(field: Field[Any]) -> Any:
-    """MISSING: it always has to be said."""
-    return field.default if field.default_factory is MISSING else field.default_factory()
+def _default(field: FieldInfo) -> Any:
+    """NODEFAULT: it always has to be said."""
+    return field.default if field.default_factory is NODEFAULT else field.default_factory()

@@ -1,7 +1,8 @@
 """What has happened. Events are the only way in which State's account of jobs changes."""
 
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from smartsched.core.model import (
     Ending,
@@ -20,8 +21,7 @@ from smartsched.core.model import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RunBegan:
+class RunBegan(Struct, frozen=True):
     """The first record of every run."""
 
     at: Timestamp
@@ -37,8 +37,7 @@ class RunBegan:
     lost_after_seconds: float | None = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class RunResumed:
+class RunResumed(Struct, frozen=True):
     """Another dispatcher goes on where the last one ended or died. `failed_too`: jobs that had
     failed for good are queued again as well."""
 
@@ -50,24 +49,21 @@ class RunResumed:
     lost_after_seconds: float | None = 0.0  # as in RunBegan
 
 
-@dataclass(frozen=True, slots=True)
-class ListReplaced:
+class ListReplaced(Struct, frozen=True):
     """From here on commands come from another list; what is not on it is not started any more."""
 
     at: Timestamp
     inputs: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FailuresDropped:
+class FailuresDropped(Struct, frozen=True):
     """Jobs that had failed, and that the new list does not have: no longer of this run."""
 
     at: Timestamp
     jobs: tuple[JobId, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class InputRead:
+class InputRead(Struct, frozen=True):
     """All of an input lies in the run's folder: its last line is whole."""
 
     at: Timestamp
@@ -75,16 +71,14 @@ class InputRead:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class JobAccepted:
+class JobAccepted(Struct, frozen=True):
     at: Timestamp
     job: JobId
     spec: JobSpec
     read_to: Position | None = None  # None: it was not read from an input
 
 
-@dataclass(frozen=True, slots=True)
-class JobRecalled:
+class JobRecalled(Struct, frozen=True):
     """A job that the run knows already is queued: the new list has it, or it had failed."""
 
     at: Timestamp
@@ -94,8 +88,7 @@ class JobRecalled:
     read_to: Position | None
 
 
-@dataclass(frozen=True, slots=True)
-class LineRejected:
+class LineRejected(Struct, frozen=True):
     """A line that cannot be a command; it counts as a failure, the others still run."""
 
     at: Timestamp
@@ -104,13 +97,11 @@ class LineRejected:
     read_to: Position | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class InputEnded:
+class InputEnded(Struct, frozen=True):
     at: Timestamp
 
 
-@dataclass(frozen=True, slots=True)
-class JobsAdded:
+class JobsAdded(Struct, frozen=True):
     """Commands that somebody gave to the run while it lived; their numbers follow each other.
     `request`: which request it was, here and below, so that it is done once."""
 
@@ -120,8 +111,7 @@ class JobsAdded:
     specs: tuple[JobSpec, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class JobsCancelled:
+class JobsCancelled(Struct, frozen=True):
     """These are not run, or not to their end. `rest`: nor is what is still to be read."""
 
     at: Timestamp
@@ -130,8 +120,7 @@ class JobsCancelled:
     rest: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class JobsRetried:
+class JobsRetried(Struct, frozen=True):
     """These had failed for good or were cancelled; they are queued again."""
 
     at: Timestamp
@@ -139,22 +128,19 @@ class JobsRetried:
     jobs: tuple[JobId, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RunPaused:
+class RunPaused(Struct, frozen=True):
     """Nothing is started until it is continued; what runs goes on."""
 
     at: Timestamp
     request: str
 
 
-@dataclass(frozen=True, slots=True)
-class RunContinued:
+class RunContinued(Struct, frozen=True):
     at: Timestamp
     request: str
 
 
-@dataclass(frozen=True, slots=True)
-class OptionsSet:
+class OptionsSet(Struct, frozen=True):
     """From here on the run goes by these: a JSON object, as in RunBegan."""
 
     at: Timestamp
@@ -162,53 +148,46 @@ class OptionsSet:
     options: str
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRefused:
+class RequestRefused(Struct, frozen=True):
     at: Timestamp
     request: str
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class DrainRequested:
+class DrainRequested(Struct, frozen=True):
     """Start nothing more; what runs may finish."""
 
     at: Timestamp
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class StopRequested:
+class StopRequested(Struct, frozen=True):
     """Start nothing more and stop what runs. Said again: do not wait for the grace period."""
 
     at: Timestamp
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class WaitTimedOut:
+class WaitTimedOut(Struct, frozen=True):
     """Not one GPU came free within the time the user gave."""
 
     at: Timestamp
 
 
-@dataclass(frozen=True, slots=True)
-class RunPlaced:
+class RunPlaced(Struct, frozen=True):
     at: Timestamp
     run: RunKey
     placement: Placement
 
 
-@dataclass(frozen=True, slots=True)
-class RunLaunched:
+class RunLaunched(Struct, frozen=True):
     at: Timestamp
     run: RunKey
     process: ProcessId
     log: str | None  # None: its output goes somewhere else than to a file
 
 
-@dataclass(frozen=True, slots=True)
-class RunAdopted:
+class RunAdopted(Struct, frozen=True):
     """It outlived its dispatcher, and goes on. `since`: when it began, by the present clock."""
 
     at: Timestamp
@@ -216,8 +195,7 @@ class RunAdopted:
     since: Timestamp
 
 
-@dataclass(frozen=True, slots=True)
-class RunPostponed:
+class RunPostponed(Struct, frozen=True):
     """The system could not start it for want of something that may come back; queued again."""
 
     at: Timestamp
@@ -225,16 +203,14 @@ class RunPostponed:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class RunRevoked:
+class RunRevoked(Struct, frozen=True):
     """It was placed, but its dispatcher died before anything began; now it never will."""
 
     at: Timestamp
     run: RunKey
 
 
-@dataclass(frozen=True, slots=True)
-class RunStopping:
+class RunStopping(Struct, frozen=True):
     """Asked to end; of one that lingers, what it left behind. `who`: to whom it gives way."""
 
     at: Timestamp
@@ -243,14 +219,12 @@ class RunStopping:
     who: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RunKilled:
+class RunKilled(Struct, frozen=True):
     at: Timestamp
     run: RunKey
 
 
-@dataclass(frozen=True, slots=True)
-class RunExited:
+class RunExited(Struct, frozen=True):
     """The run's shell has ended. `leftovers`: processes of it that still live. `out_of_memory`:
     what its log says of a GPU's memory that did not suffice."""
 
@@ -261,8 +235,7 @@ class RunExited:
     out_of_memory: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RunMeasured:
+class RunMeasured(Struct, frozen=True):
     """What a run that ended used; its siblings are placed by it. `shape`: its command with the
     values taken out."""
 
@@ -274,8 +247,7 @@ class RunMeasured:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class JobFinished:
+class JobFinished(Struct, frozen=True):
     """What came of a job, by its last run."""
 
     at: Timestamp
@@ -283,8 +255,7 @@ class JobFinished:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class JobRequeued:
+class JobRequeued(Struct, frozen=True):
     """The job will be tried again, not before some time. `needs_bytes`, `alone`: what it is to be
     given then, since it ran out of memory."""
 
@@ -296,8 +267,7 @@ class JobRequeued:
     alone: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class GpuWithheld:
+class GpuWithheld(Struct, frozen=True):
     """Jobs that ended well elsewhere fail at once on this GPU: it takes no more. The failures in a
     row that showed it are not held against their jobs."""
 
@@ -306,8 +276,7 @@ class GpuWithheld:
     runs: tuple[RunKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Halted:
+class Halted(Struct, frozen=True):
     """Too much has failed, or there will be nothing to run on. `stop`: what runs is stopped too."""
 
     at: Timestamp
@@ -315,16 +284,14 @@ class Halted:
     stop: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RunCleared:
+class RunCleared(Struct, frozen=True):
     """The last process that a run had left behind is gone."""
 
     at: Timestamp
     run: RunKey
 
 
-@dataclass(frozen=True, slots=True)
-class GpuReleased:
+class GpuReleased(Struct, frozen=True):
     """The memory of the run that held it has come back."""
 
     at: Timestamp
@@ -332,8 +299,7 @@ class GpuReleased:
     run: RunKey
 
 
-@dataclass(frozen=True, slots=True)
-class RunClosed:
+class RunClosed(Struct, frozen=True):
     """The dispatcher ends. `complete`: there is nothing left to be done. The others are numbers of
     jobs; of those that are left, as far as they were read."""
 

@@ -3,7 +3,7 @@
 A run is measured while it lasts (Meter); what the runs of a command shape came to is its Footprint.
 """
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from smartsched.core.model import GpuKey, Timestamp
 
@@ -23,8 +23,7 @@ def with_growth(peak_bytes: int) -> int:
     return round(peak_bytes * _GROWTH) + CONTEXT_BYTES // 2
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
+class Footprint(Struct, frozen=True):
     """What runs of one command shape that ended well came to."""
 
     runs: int
@@ -54,8 +53,7 @@ def _faded(before: float, now: float) -> float:
 NO_RUNS = Footprint(0, 0, None, 0.0, 0.0)
 
 
-@dataclass(slots=True)
-class Meter:
+class Meter(Struct):
     """What a run has been seen to use so far."""
 
     used_bytes: dict[GpuKey, int] = field(default_factory=dict)  # at the last sample

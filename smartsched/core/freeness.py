@@ -7,8 +7,10 @@ failed is all that a verdict needs.
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from smartsched.core import words
 from smartsched.core.model import (
@@ -45,22 +47,19 @@ Test: TypeAlias = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Struct, frozen=True):
     """A limit as a part of the GPU's memory."""
 
     percent: float
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(Struct, frozen=True):
     """A limit in bytes."""
 
     amount_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Thresholds:
+class Thresholds(Struct, frozen=True):
     """Up to which use by other people a GPU counts as free. At the limit is still free."""
 
     max_memory: Share | Size = Share(10.0)
@@ -71,8 +70,7 @@ class Thresholds:
     ignored: Ignored = Ignored()
 
 
-@dataclass(frozen=True, slots=True)
-class Breach:
+class Breach(Struct, frozen=True):
     """One test that a GPU failed at one moment."""
 
     at: Timestamp
@@ -98,26 +96,22 @@ def breach_words(breaches: Sequence[Breach], now: Timestamp) -> tuple[str, ...]:
     return tuple(said)
 
 
-@dataclass(frozen=True, slots=True)
-class Free:
+class Free(Struct, frozen=True):
     strangers_memory_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Busy:
+class Busy(Struct, frozen=True):
     breaches: tuple[Breach, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(Struct, frozen=True):
     why: str
 
 
 Verdict: TypeAlias = Free | Busy | Unknown
 
 
-@dataclass(slots=True)
-class Watch:
+class Watch(Struct):
     """What a GPU's samples so far say about it."""
 
     latest: GpuReading

@@ -3,8 +3,10 @@
 The reasons are for a file that is kept: they name users, but no command lines of theirs.
 """
 
-from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smartsched.core import words
 from smartsched.core.capacity import budget_of, is_refused, offers
@@ -35,8 +37,7 @@ NO_GPU_IS_FREE = "no GPU is free"
 _MOST_USERS_NAMED = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """One GPU at one moment."""
 
     key: GpuKey

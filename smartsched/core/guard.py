@@ -5,7 +5,8 @@ suspect GPU takes no more.
 """
 
 from collections import deque
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from smartsched.core import words
 from smartsched.core.events import GpuWithheld

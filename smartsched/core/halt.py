@@ -1,7 +1,8 @@
 """When so many jobs have failed that the rest is not worth starting: GNU parallel's --halt."""
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.core import words
 from smartsched.core.totals import Totals
@@ -12,8 +13,7 @@ _FORM = re.compile(r"(soon|now),fail=(\d{1,9})(%?)", re.ASCII)
 _FEWEST_FINISHED_FOR_A_SHARE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Halt:
+class Halt(Struct, frozen=True):
     """`stop`: what runs is stopped too. Either a number of failures or a share of the finished."""
 
     stop: bool

@@ -13,8 +13,10 @@ watched. When the file grows large, lines are left out and the resolution become
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from smartsched.core.gpu_time import USES, GpuUse, Standing
 from smartsched.core.model import GpuKey, GpuUuid, HostName, Timestamp
@@ -33,16 +35,14 @@ _LATEST = 1e12  # beyond, it is no time
 _USES = dict(enumerate(USES))
 
 
-@dataclass(frozen=True, slots=True)
-class KnownGpu:
+class KnownGpu(Struct, frozen=True):
     key: GpuKey
     label: str
     name: str
     memory_total_bytes: int | None  # None: it could not be read when it was first seen
 
 
-@dataclass(frozen=True, slots=True)
-class GpuSeen:
+class GpuSeen(Struct, frozen=True):
     """From `at` on, and at most until `until`."""
 
     at: Timestamp
@@ -55,8 +55,7 @@ class GpuSeen:
     utilization_percent: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSeen:
+class QueueSeen(Struct, frozen=True):
     """Likewise. `why`: "": nothing has to wait."""
 
     at: Timestamp
@@ -65,8 +64,7 @@ class QueueSeen:
     why: str
 
 
-@dataclass(slots=True)
-class History:
+class History(Struct):
     gpus: dict[GpuKey, KnownGpu] = field(default_factory=dict)
     seen: list[GpuSeen] = field(default_factory=list)
     queue: list[QueueSeen] = field(default_factory=list)

@@ -7,7 +7,8 @@ ssh could take for an option, or that a shell or a terminal would act on.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.core.model import HostName
 from smartsched.core.words import printable, shortened
@@ -21,16 +22,14 @@ _HIGHEST_PORT = 65535
 _LONGEST_SHOWN = 80
 
 
-@dataclass(frozen=True, slots=True)
-class HostSpec:
+class HostSpec(Struct, frozen=True):
     name: HostName  # what people see, and what GPUs are called by; no two are the same
     user: str | None  # None: whom ssh takes
     address: str  # for ssh, perhaps a name of its configuration; IPv6 without brackets
     port: int | None  # None: which ssh takes
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     where: str  # the option or the file and line
     text: str
     user: str | None

@@ -5,8 +5,9 @@ by as much: look again at the latest when it says.
 """
 
 import re
-from dataclasses import dataclass
 from itertools import pairwise
+
+from msgspec import Struct
 
 from smartsched.errors import UsageError
 
@@ -17,8 +18,7 @@ _HOURS = re.compile(r"(\d{1,2})(?::(\d\d))?", re.ASCII)
 _HOW = "write it as 4, or by the hour as 2@09-18,6@18-09"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """From one minute of the day until another, both from midnight; across midnight if that is
     not the later one."""
 
@@ -40,8 +40,7 @@ class Part:
         return minute >= self.first_minute or minute < self.end_minute
 
 
-@dataclass(frozen=True, slots=True)
-class Cap:
+class Cap(Struct, frozen=True):
     """Hours that no part covers have no cap."""
 
     parts: tuple[Part, ...]  # in the order of their beginnings, none overlaps another

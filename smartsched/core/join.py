@@ -5,8 +5,10 @@ It holds a key: it goes through stdin, or lies in a file for the user alone.
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, fields
 
 from smartsched.core.credentials import Credentials
 from smartsched.core.forms import FLAG, INTEGER, TEXT, TIME, Form, list_of, optional
@@ -19,8 +21,7 @@ _LONGEST_REASON = 200
 _LONGEST_SECONDS = 1e9
 
 
-@dataclass(frozen=True, slots=True)
-class Join:
+class Join(Struct, frozen=True):
     version: str  # of smartsched
     run_id: str
     run_name: str
@@ -44,7 +45,8 @@ class Join:
 
 
 def encode(join: Join) -> bytes:
-    return json.dumps({_KIND: VERSION, **asdict(join)}, indent=1).encode() + b"\n"
+    fields = asdict(join) | {"credentials": asdict(join.credentials)}
+    return json.dumps({_KIND: VERSION, **fields}, indent=1).encode() + b"\n"
 
 
 def decode(data: bytes) -> Join:

@@ -7,7 +7,8 @@ lines may be inserted, removed and moved between two dispatchers of one run.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from smartsched.core.directives import without_wishes
 from smartsched.core.events import (
@@ -37,8 +38,7 @@ KINDS = (
 _Identity = bytes
 
 
-@dataclass(slots=True)
-class Ledger:
+class Ledger(Struct):
     """Of the commands that were accepted before the present list was given."""
 
     _known: dict[_Identity, list[JobId]] = field(default_factory=lambda: defaultdict(list))

@@ -4,8 +4,10 @@ It keeps the honest from taking more than they may; whoever wants to get round i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from itertools import pairwise
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smartsched.core.hours import NO_CAP, Cap, Part, words
 from smartsched.core.policy import Policy
@@ -13,8 +15,7 @@ from smartsched.core.policy import Policy
 _MINUTES_PER_DAY = 1440
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     most_gpus: Cap = NO_CAP  # of a run, at most
     leave_free: Cap = NO_CAP  # GPUs that stay free, at least
     most_gpus_place: str = ""  # where it is written

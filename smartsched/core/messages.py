@@ -4,8 +4,9 @@ Times are the sender's own: an agent's in its messages, the dispatcher's in his.
 was sent, so that the other side can tell what that is in its own time.
 """
 
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from msgspec import Struct, field
 
 from smartsched.core.actions import Checkpoint, Claim, Kill, Launch, Release, Terminate
 from smartsched.core.events import (
@@ -28,31 +29,27 @@ from smartsched.core.model import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct, frozen=True):
     """Read these GPUs now."""
 
     gpus: tuple[GpuUuid, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Expect:
+class Expect(Struct, frozen=True):
     """The runs that are believed to be on the host, all of them, but for their commands. Whoever is
     not known there is looked for; whoever else is there is of no use to anybody any more."""
 
     runs: tuple[Run, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """So much of a log has come; what follows may be sent."""
 
     run: RunKey
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(Struct, frozen=True):
     """The dispatcher ends, or has no more work for the host."""
 
 
@@ -61,8 +58,7 @@ Order: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Orders:
+class Orders(Struct, frozen=True):
     number: int  # 1, 2, 3 ... since the agent joined
     sent_at: Timestamp
     orders: tuple[Order, ...] = ()
@@ -76,8 +72,7 @@ AgentEvent: TypeAlias = (
 """What an agent knows of runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """A piece of a run's log."""
 
     run: RunKey
@@ -86,8 +81,7 @@ class Chunk:
     is_last: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """How a host stands: with all that is not on record yet, whether it was said before or not."""
 
     sent_at: Timestamp
@@ -104,8 +98,7 @@ class Report:
     is_urgent: bool = True  # somebody waits for what it says
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Struct, frozen=True):
     """Who an agent is, first of all."""
 
     version: str  # of smartsched
@@ -127,8 +120,7 @@ Connection: TypeAlias = str
 about what was said over the same one; what comes late over another says nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Came:
+class Came(Struct, frozen=True):
     """An agent has joined."""
 
     host: HostName
@@ -136,16 +128,14 @@ class Came:
     connection: Connection = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(Struct, frozen=True):
     host: HostName
     report: Report
     at: Timestamp  # when it arrived
     connection: Connection = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Garbled:
+class Garbled(Struct, frozen=True):
     """An agent said what cannot be read: instead of Came, or of Said."""
 
     host: HostName
@@ -153,8 +143,7 @@ class Garbled:
     connection: Connection = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Went:
+class Went(Struct, frozen=True):
     """The connection to an agent is gone; the agent may not be."""
 
     host: HostName

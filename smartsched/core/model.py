@@ -5,8 +5,10 @@ it belongs to, so that several hosts are more of the same.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple, NewType, TypeAlias
+
+from msgspec import Struct
 
 from smartsched.core.hours import NO_CAP, Cap
 from smartsched.core.shapes import shape_of
@@ -36,8 +38,7 @@ class RunKey(NamedTuple):
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class GpuProcess:
+class GpuProcess(Struct, frozen=True):
     """A process with a context on a GPU, and what the host says about it."""
 
     pid: int
@@ -91,8 +92,7 @@ class UtilizationPoint(NamedTuple):
 ComputeMode: TypeAlias = Literal["default", "exclusive", "prohibited"]
 
 
-@dataclass(frozen=True, slots=True)
-class GpuSample:
+class GpuSample(Struct, frozen=True):
     """What the driver said about one GPU (a card or a MIG instance) at one moment."""
 
     key: GpuKey
@@ -109,8 +109,7 @@ class GpuSample:
     processes: tuple[GpuProcess, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class GpuUnreadable:
+class GpuUnreadable(Struct, frozen=True):
     """The driver failed for this GPU. Unknown is not free: it takes no new work."""
 
     key: GpuKey
@@ -123,8 +122,7 @@ class GpuUnreadable:
 GpuReading: TypeAlias = GpuSample | GpuUnreadable
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """GPUs of a host at one moment: all of them, or only those that were asked for."""
 
     host: HostName
@@ -140,16 +138,14 @@ class Snapshot:
         return {process.pid for sample in samples for process in sample.processes}
 
 
-@dataclass(frozen=True, slots=True)
-class SamplerTrouble:
+class SamplerTrouble(Struct, frozen=True):
     """Nobody can tell us about this host's GPUs now. Running jobs are not concerned."""
 
     host: HostName
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class HostHere:
+class HostHere(Struct, frozen=True):
     """An agent answers for this host: there is somebody to tell what to start."""
 
     host: HostName
@@ -161,8 +157,7 @@ class HostHere:
     leave_free: Cap = NO_CAP  # GPUs there that stay free, as he wants it
 
 
-@dataclass(frozen=True, slots=True)
-class HostAway:
+class HostAway(Struct, frozen=True):
     """Nobody answers for this host. What runs there may go on."""
 
     host: HostName
@@ -174,8 +169,7 @@ Seen: TypeAlias = Snapshot | SamplerTrouble
 """What a sampler says."""
 
 
-@dataclass(frozen=True, slots=True)
-class PilotsStand:
+class PilotsStand(Struct, frozen=True):
     """How those stand that are to bring hosts: jobs in the queue of a batch system."""
 
     words: str  # "2 pilots run, 1 waits (Resources)"
@@ -183,8 +177,7 @@ class PilotsStand:
     hopeless: str  # why no host is to be had by them or otherwise; "": one may be
 
 
-@dataclass(frozen=True, slots=True)
-class Strays:
+class Strays(Struct, frozen=True):
     """Jobs of which attempts live somewhere that were taken for lost, all of them."""
 
     jobs: frozenset[JobId]
@@ -193,8 +186,7 @@ class Strays:
 Observation: TypeAlias = Seen | HostHere | HostAway | PilotsStand | Strays
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimGranted:
+class ClaimGranted(Struct, frozen=True):
     """These GPUs are ours, as far as other dispatchers are concerned."""
 
     at: Timestamp
@@ -202,8 +194,7 @@ class ClaimGranted:
     others: "Claimed | None" = None  # of all GPUs; None: nobody has looked
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimRefused:
+class ClaimRefused(Struct, frozen=True):
     """None of these GPUs became ours by this: some are somebody else's."""
 
     at: Timestamp
@@ -217,8 +208,7 @@ Claimed: TypeAlias = tuple[tuple[GpuKey, str], ...]
 """GPUs that other dispatchers have claimed, and whose they are: "claimed by alice"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(Struct, frozen=True):
     """What one command asks for itself; None: what is asked for all of them."""
 
     gpus: int | None = None  # 0: it needs none
@@ -237,32 +227,26 @@ class Asked(NamedTuple):
     memory_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class JobSpec:
+class JobSpec(Struct, frozen=True, dict=True):
     """What the user asked for. Never changes after it was accepted."""
 
     command: str  # shell text; bytes that are not UTF-8 travel as surrogate escapes
     source: str  # where it came from, for messages: "commands.txt:12"
     directory: str = ""  # where it runs, absolute; "": where the dispatcher is
     wishes: Wishes = Wishes()
-    _shape: str | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def asked(self) -> Asked:
         return Asked(self.wishes.gpus, self.wishes.memory_bytes)
 
-    @property
+    @cached_property
     def shape(self) -> str:
         """Of the command. Kept once it is worked out: it is asked for with every look at a queue
         that may be long, but never for most of a list that was done long ago."""
-        if self._shape is None:
-            object.__setattr__(self, "_shape", shape_of(self.command))
-        assert self._shape is not None
-        return self._shape
+        return shape_of(self.command)
 
 
-@dataclass(frozen=True, slots=True)
-class BadLine:
+class BadLine(Struct, frozen=True):
     """A line of the input that cannot be a command. `may_be_mended`: the user is told before
     anything runs, where the line is there by then."""
 
@@ -271,8 +255,7 @@ class BadLine:
     may_be_mended: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedGpu:
+class PlacedGpu(Struct, frozen=True):
     """A GPU given to a run, and the name under which the run will see it."""
 
     key: GpuKey
@@ -284,8 +267,7 @@ class PlacedGpu:
     strangers_bytes: int = 0  # that other people used when it was given
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Struct, frozen=True):
     """Which GPUs a run holds, all on one host. `elsewhere`: the host of a run that needs none; "":
     the only one that there is."""
 
@@ -341,30 +323,26 @@ class Wait:
         return f"Wait({self.why!r}, lacks_gpus={self.lacks_gpus})"
 
 
-@dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(Struct, frozen=True):
     """The command ended by itself; 0 is success."""
 
     code: int
 
 
-@dataclass(frozen=True, slots=True)
-class Killed:
+class Killed(Struct, frozen=True):
     """The command was ended by a signal."""
 
     signal: int
 
 
-@dataclass(frozen=True, slots=True)
-class NotStarted:
+class NotStarted(Struct, frozen=True):
     """The system would not start the command at all. `for_good`: no GPU can ever do for it."""
 
     why: str
     for_good: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """It vanished while nobody watched, and left no record of how it ended. `why`: what is known of
     that; "": nothing."""
 
@@ -387,16 +365,14 @@ RequeueReason: TypeAlias = Literal[
 strangers that took more of it, or beside other runs of ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Starting:
+class Starting(Struct, frozen=True):
     """Placed and recorded; the launch is being tried."""
 
     since: Timestamp
     placement: Placement
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Struct, frozen=True):
     """Its shell lives, and nobody asked it to end."""
 
     since: Timestamp
@@ -405,8 +381,7 @@ class Running:
     log: str | None  # None: its output goes somewhere else than to a file
 
 
-@dataclass(frozen=True, slots=True)
-class Stopping:
+class Stopping(Struct, frozen=True):
     """Its shell lives and was asked to end."""
 
     since: Timestamp
@@ -418,8 +393,7 @@ class Stopping:
     killed_at: Timestamp | None  # None: so far only asked
 
 
-@dataclass(frozen=True, slots=True)
-class Lingering:
+class Lingering(Struct, frozen=True):
     """Its shell has ended, processes that it left behind have not; they are being stopped."""
 
     since: Timestamp
@@ -431,8 +405,7 @@ class Lingering:
 RunStatus: TypeAlias = Starting | Running | Stopping | Lingering
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True, dict=True):
     """An accepted command."""
 
     id: JobId
@@ -448,17 +421,12 @@ class Job:
     needs_bytes: int | None = None  # on each GPU, by how it ran out; None: it has not
     is_added: bool = False  # by a request: it was never on a list
     alone: bool = False  # with all of its GPUs for itself it may do what it could not beside others
-    _kind: str | None = field(default=None, init=False, repr=False, compare=False)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """What is the same for jobs that need the same. A text, which remembers its hash, and kept
         as the shape is."""
-        if self._kind is None:
-            kind = repr((self.spec.shape, self.spec.wishes, self.needs_bytes, self.alone))
-            object.__setattr__(self, "_kind", kind)
-        assert self._kind is not None
-        return self._kind
+        return repr((self.spec.shape, self.spec.wishes, self.needs_bytes, self.alone))
 
     @property
     def order(self) -> tuple[int, int]:
@@ -472,8 +440,7 @@ class Job:
         return f"job {self.id} ({name})" if name else f"job {self.id}"
 
 
-@dataclass(frozen=True, slots=True)
-class GivenUp:
+class GivenUp(Struct, frozen=True):
     """A job that failed for good or was cancelled, and may be tried again if the user says so."""
 
     job: Job
@@ -481,8 +448,7 @@ class GivenUp:
     earlier: bool = False  # before the present dispatcher
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """A run that still has processes, or is about to."""
 
     key: RunKey
@@ -490,8 +456,7 @@ class Run:
     status: RunStatus
 
 
-@dataclass(frozen=True, slots=True)
-class EndedRun:
+class EndedRun(Struct, frozen=True):
     """A run that has its ending, while it is not settled what becomes of its job."""
 
     key: RunKey

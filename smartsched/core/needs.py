@@ -1,7 +1,8 @@
 """What a job needs of a GPU: as the user said, as its siblings used, or as it turned out."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.core.footprint import CONTEXT_BYTES, Footprint, Meter, with_growth
 from smartsched.core.model import Asked, Job, Running, Timestamp
@@ -13,8 +14,7 @@ _BEYOND_ENDED = 1.10
 UNKNOWN_PERCENT = 100.0
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(Struct, frozen=True):
     gpus: int
     memory_bytes: int | None  # on each of them; None: nobody knows, so it gets them for itself
     asked_bytes: int | None  # of these, what the user said; None: nothing

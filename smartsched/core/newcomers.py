@@ -6,7 +6,8 @@ began small, there is time.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from smartsched.core.model import GpuProcess, GpuSample, Timestamp
 from smartsched.core.shapes import shape_of
@@ -21,8 +22,7 @@ _SETTLED_SECONDS = 10.0
 _MOST_PROGRAMS = 200  # that are remembered, on each GPU
 
 
-@dataclass(slots=True)
-class Manners:
+class Manners(Struct):
     """How some of those who came took their memory."""
 
     calm: int = 0  # bit by bit
@@ -33,8 +33,7 @@ class Manners:
         self.grabs += other.grabs
 
 
-@dataclass(slots=True)
-class _Small:
+class _Small(Struct):
     """Somebody who has still to show how he takes his memory."""
 
     program: str
@@ -42,8 +41,7 @@ class _Small:
     memory_bytes: int = 0  # when he was last seen
 
 
-@dataclass(slots=True)
-class Newcomers:
+class Newcomers(Struct):
     """To one GPU, while it was watched."""
 
     all: Manners = field(default_factory=Manners)

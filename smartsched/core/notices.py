@@ -2,7 +2,7 @@
 start for long, that it ended. It goes through other people's services: no command is told but its
 shape, which has no values in it, and no command of anybody else's."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from smartsched.core import words
 from smartsched.core.endings import how_it_ended
@@ -12,8 +12,7 @@ from smartsched.core.shapes import shape_of
 from smartsched.core.state import Closing, State
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(Struct, frozen=True):
     title: str
     body: str
 

@@ -1,6 +1,6 @@
 """What the time of another host is in ours, as far as messages tell."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from smartsched.core.model import Timestamp
 
@@ -8,8 +8,7 @@ from smartsched.core.model import Timestamp
 _DRIFT = 0.001
 
 
-@dataclass(slots=True)
-class Offset:
+class Offset(Struct):
     """Between two bounds: a message arrives after it was sent, in both directions."""
 
     _least: float = float("-inf")

@@ -1,34 +1,31 @@
 """What is heard of pilots from Slurm."""
 
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from smartsched.core.model import Timestamp
 from smartsched.core.slurm import PilotId
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(Struct, frozen=True):
     """Slurm has it; or it was found there, submitted by an earlier dispatcher of this run."""
 
     pilot: PilotId
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """One submission: there is no pilot of it."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Waits:
+class Waits(Struct, frozen=True):
     pilot: PilotId
     reason: str  # Slurm's word; "": it gives none
 
 
-@dataclass(frozen=True, slots=True)
-class Runs:
+class Runs(Struct, frozen=True):
     """It has begun, or its end has moved."""
 
     pilot: PilotId
@@ -36,28 +33,24 @@ class Runs:
     ends_at: Timestamp | None  # its time limit; None: it has none
 
 
-@dataclass(frozen=True, slots=True)
-class Ends:
+class Ends(Struct, frozen=True):
     """Its processes are being ended."""
 
     pilot: PilotId
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     pilot: PilotId
     how: str  # Slurm's words
 
 
-@dataclass(frozen=True, slots=True)
-class Silent:
+class Silent(Struct, frozen=True):
     """Slurm does not answer. It is asked again, and what runs goes on."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
+class Answers(Struct, frozen=True):
     """Again, or for the first time: all pilots that there are were told of before this."""
 
 

@@ -7,7 +7,8 @@ Slurm has lost sight of: nothing here is proof that a job has ended.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from smartsched.core import slurm, words
 from smartsched.core.model import Timestamp
@@ -39,8 +40,7 @@ _FIRST_FAILURE_BACKOFF_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class PilotHost:
+class PilotHost(Struct, frozen=True):
     """A pilot whose agent has joined."""
 
     gpus: int  # granted to it
@@ -49,8 +49,7 @@ class PilotHost:
     is_ending: bool = False  # it takes no new work: it was told to end, or warned of its limit
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(Struct, frozen=True):
     """What there is to do, and who is there to do it."""
 
     needs: Sequence[int]  # how many GPUs each waiting job takes; the first few hundred will do
@@ -64,8 +63,7 @@ class Demand:
         return not self.needs and not self.more_to_come and not self.has_runs
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     submit: bool  # one more
     withdraw: tuple[PilotId, ...]  # if they still wait in Slurm's queue
     cancel: tuple[PilotId, ...]  # whatever they do
@@ -73,8 +71,7 @@ class Plan:
     wake_at: Timestamp  # plan again then, if nothing happens before
 
 
-@dataclass(slots=True)
-class _Pilot:
+class _Pilot(Struct):
     phase: Phase = "waits"
     reason: str = ""
     ends_at: Timestamp | None = None

@@ -6,8 +6,9 @@ have given back by then.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import chain, islice
+
+from msgspec import Struct, field
 
 from smartsched.core import words
 from smartsched.core.capacity import (
@@ -52,15 +53,13 @@ _MOST_LOOKED_AT = 256
 _OVERDUE = 0.1
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Struct):
     starts: list[tuple[Job, Placement]] = field(default_factory=list)
     impossible: list[tuple[Job, str]] = field(default_factory=list)  # and why
     waiting: Wait | None = None  # None: nothing that is queued has to wait
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
+class _Held(Struct, frozen=True):
     """GPUs for a job that waits, and when it is expected to have them all."""
 
     gpus: frozenset[GpuKey]

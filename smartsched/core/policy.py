@@ -1,7 +1,8 @@
 """What the user decided about deciding; constant for a whole invocation."""
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from smartsched.core.freeness import Thresholds
 from smartsched.core.halt import Halt
@@ -10,8 +11,7 @@ from smartsched.core.preference import Preference
 from smartsched.core.selection import Selection
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     run_id: str  # of its own, whatever the run is called
     thresholds: Thresholds = Thresholds()
     selection: Selection = Selection()

@@ -1,8 +1,9 @@
 """In which order free GPUs are given away: --prefer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from smartsched.core.model import GpuReading
 from smartsched.core.selection import GpuId, check_ids, looks_like_ids, parse_ids
@@ -12,8 +13,7 @@ Order = Literal["emptiest", "fullest", "first", "last"]
 ORDERS: tuple[Order, ...] = ("emptiest", "fullest", "first", "last")
 
 
-@dataclass(frozen=True, slots=True)
-class Preference:
+class Preference(Struct, frozen=True):
     """GPUs that are named go first, in that order; the others by `order`."""
 
     ids: tuple[GpuId, ...] = ()

@@ -12,8 +12,9 @@ import json
 import typing
 import zlib
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
+
+from msgspec.structs import fields
 
 from smartsched.core import events
 from smartsched.core.events import Event

@@ -14,8 +14,9 @@ What is asked for twice under one id is done once.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from msgspec import Struct, field
 
 from smartsched.core.lines import spec_of
 from smartsched.core.model import BadLine, JobSpec
@@ -28,51 +29,43 @@ MOST_COMMANDS = 1000
 _LONGEST_REASON = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Add:
+class Add(Struct, frozen=True):
     id: str
     specs: tuple[JobSpec, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct, frozen=True):
     id: str
     jobs: tuple[str, ...]
     everything: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Struct, frozen=True):
     id: str
     jobs: tuple[str, ...]
     all_failed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Struct, frozen=True):
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Continue:
+class Continue(Struct, frozen=True):
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetOptions:
+class SetOptions(Struct, frozen=True):
     id: str
     options: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True):
     """How the run stands."""
 
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unusable:
+class Unusable(Struct, frozen=True):
     """No request at all."""
 
     id: str
@@ -82,8 +75,7 @@ class Unusable:
 Request: TypeAlias = Add | Cancel | Retry | Pause | Continue | SetOptions | Ask | Unusable
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """`done`: whether it was; if not, nothing of it was. `words`: for people."""
 
     done: bool

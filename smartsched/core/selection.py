@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smartsched.core.model import UNREAD, GpuReading
 from smartsched.errors import UsageError
@@ -14,8 +16,7 @@ _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]*", re.IGNORECASE | re.ASCII)
 _MOST_INDICES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ByIndex:
+class ByIndex(Struct, frozen=True):
     index: int
 
     def __str__(self) -> str:
@@ -25,8 +26,7 @@ class ByIndex:
         return reading.index == self.index  # a card in MIG mode: all of its instances
 
 
-@dataclass(frozen=True, slots=True)
-class BySlot:
+class BySlot(Struct, frozen=True):
     """One MIG instance, as --dry-run prints it: card and slot."""
 
     index: int
@@ -39,8 +39,7 @@ class BySlot:
         return (reading.index, reading.slot) == (self.index, self.slot)
 
 
-@dataclass(frozen=True, slots=True)
-class ByUuid:
+class ByUuid(Struct, frozen=True):
     prefix: str
 
     def __str__(self) -> str:
@@ -95,8 +94,7 @@ def _parse_part(part: str) -> list[GpuId]:
     return [ByIndex(index) for index in range(first, last + 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Struct, frozen=True):
     wanted: tuple[GpuId, ...] | None = None  # None: all
     wanted_by: str = "--gpus"  # where the wish comes from, for messages
     excluded: tuple[GpuId, ...] = ()

@@ -2,8 +2,9 @@
 since it is stale the moment we restart."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from smartsched.core.freeness import limits_again, observe
 from smartsched.core.metering import find_strays, measure

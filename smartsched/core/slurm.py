@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NewType, TypeAlias
+
+from msgspec import Struct
 
 from smartsched.core import words
 from smartsched.core.tag import VARIABLES
@@ -79,8 +80,7 @@ _NEVER_HANDED_ON = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class SlurmJob:
+class SlurmJob(Struct, frozen=True):
     """What squeue says of one."""
 
     pilot: PilotId

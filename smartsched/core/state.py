@@ -7,8 +7,9 @@ taken in elsewhere (sight.py).
 from bisect import insort
 from collections import Counter, deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from enum import IntEnum
+
+from msgspec import Struct, field
 
 from smartsched.core.footprint import Footprint, Meter
 from smartsched.core.freeness import Watch
@@ -56,8 +57,7 @@ class Closing(IntEnum):
     KILL = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """A run that failed quickly."""
 
     job: Job  # as it was then
@@ -65,8 +65,7 @@ class Failure:
     final: bool  # whether its job was given up
 
 
-@dataclass(slots=True)
-class Postponed:
+class Postponed(Struct):
     """Where a start failed for no fault of the job's, none is tried for a while."""
 
     until: Timestamp
@@ -74,16 +73,14 @@ class Postponed:
     next_seconds: float  # for which it would be postponed if the next one failed, too
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """A GPU that another dispatcher has claimed."""
 
     at: Timestamp
     why: str
 
 
-@dataclass(slots=True)
-class Host:
+class Host(Struct):
     """One of several."""
 
     node: str  # what the machine calls itself
@@ -100,8 +97,7 @@ class Host:
         return self.here and not self.leaves and not self.is_unfit
 
 
-@dataclass(slots=True)
-class Record:
+class Record(Struct):
     """How runs end on a GPU; the evidence by which a broken one is known. Kept by its UUID: with
     pilots it may come back on a host of another name."""
 
@@ -116,8 +112,7 @@ class Record:
         return len(self.quick_failures) >= FAILURES_IN_A_ROW
 
 
-@dataclass(slots=True)
-class State:
+class State(Struct):
     policy: Policy
     queue: deque[Job] = field(default_factory=deque)
     asked: Counter[Asked] = field(

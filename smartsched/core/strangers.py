@@ -1,7 +1,8 @@
 """Whose use of a GPU is whose: what other people hold of it, and what our own run does."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.core.model import GpuProcess, GpuSample, RunKey, Timestamp
 
@@ -19,8 +20,7 @@ DISPLAY_SERVERS = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Ignored:
+class Ignored(Struct, frozen=True):
     """Whom the user told us to count as not there."""
 
     users: frozenset[str] = frozenset()
@@ -30,8 +30,7 @@ class Ignored:
         return process.pid in self.pids or process.user in self.users
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(Struct, frozen=True):
     """A run of ours has its part of a GPU, until its processes are gone and its memory came
     back."""
 
@@ -52,8 +51,7 @@ class Hold:
         return self.pid in (process.pid, process.session) or self.pid in process.ancestors
 
 
-@dataclass(frozen=True, slots=True)
-class StrangersUse:
+class StrangersUse(Struct, frozen=True):
     """What other people use of a GPU at one moment, those left out whom the user ignores."""
 
     memory_bytes: int

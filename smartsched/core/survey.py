@@ -1,8 +1,9 @@
 """What `--dry-run` and the live view say about the GPUs: facts and verdicts, ready to be shown."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from smartsched.core import words
 from smartsched.core.freeness import (
@@ -26,8 +27,7 @@ from smartsched.core.users import job_of, users_words
 Word = Literal["FREE", "BUSY", "UNKNOWN", "OURS"]
 
 
-@dataclass(frozen=True, slots=True)
-class GpuRow:
+class GpuRow(Struct, frozen=True):
     key: GpuKey
     label: str
     name: str
@@ -50,8 +50,7 @@ class GpuRow:
         return f"{words.size(self.memory_used_bytes)} / {words.size(self.memory_total_bytes)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(Struct, frozen=True):
     rows: tuple[GpuRow, ...]
     starts: tuple[tuple[Job, Placement], ...]
     impossible: tuple[tuple[Job, str], ...]  # and why

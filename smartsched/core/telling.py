@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from msgspec import Struct
 
 from smartsched.core import words
 from smartsched.core.account import Account, JobRow, ShapeRow, account_of
@@ -21,8 +22,7 @@ _UNKNOWN: Cell = ("", None)
 _MOST_REMARKS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     columns: Sequence[dict[str, Any]]
     rows: Sequence[Sequence[Cell]]
 
@@ -30,8 +30,7 @@ class Table:
         return {"columns": list(self.columns), "rows": [list(row) for row in self.rows]}
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     title: str
     facts: Sequence[tuple[str, str]]
     notes: Sequence[str]

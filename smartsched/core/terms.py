@@ -1,6 +1,6 @@
 """What a run goes by, beside the state of its jobs: by its journal, as State is."""
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from smartsched.core.apply import apply
 from smartsched.core.events import Event, ListReplaced, OptionsSet, RunBegan, RunResumed
@@ -21,8 +21,7 @@ def lost_after(lease_seconds: float | None, grace_seconds: float) -> float | Non
     return None if lease_seconds is None else lease_seconds + grace_seconds + _MARGIN_SECONDS
 
 
-@dataclass(slots=True)
-class Terms:
+class Terms(Struct):
     began: RunBegan
     options: str  # a JSON object: what the user asked for last
     inputs: tuple[str, ...]  # names of what its commands are read from
@@ -56,8 +55,7 @@ class Terms:
         return max(seconds, self.lost_after_seconds)
 
 
-@dataclass(slots=True)
-class Past:
+class Past(Struct):
     """What a journal comes to, or the beginning of one."""
 
     terms: Terms

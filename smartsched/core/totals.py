@@ -1,10 +1,9 @@
 """How many jobs came to what."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(slots=True)
-class Totals:
+class Totals(Struct):
     accepted: int = 0
     rejected: int = 0
     ok: int = 0

@@ -8,8 +8,9 @@ waits for the message: "!" he does, "." it can wait.
 import base64
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
 from typing import Any, TypeVar
+
+from msgspec.structs import asdict, replace
 
 from smartsched.core import codec, hours, records
 from smartsched.core.actions import Checkpoint, Claim, Kill, Launch, Release, Terminate

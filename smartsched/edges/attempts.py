@@ -16,8 +16,9 @@ import os
 import re
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from smartsched.core.model import JobId, RunKey
 
@@ -68,8 +69,7 @@ def leased_wrapper(watchdog: str) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
+class AttemptRecord(Struct, frozen=True):
     """What an attempt wrote down."""
 
     pid: int | None  # None: it is just about to say

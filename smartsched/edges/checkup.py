@@ -14,8 +14,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 # nvidia-ml-py before this misreads the lists of processes
 OLDEST_BINDING = (12, 550, 52)
@@ -28,8 +29,7 @@ _LEAST_OPEN_FILES = 256
 _LEAST_PROCESSES = 512
 
 
-@dataclass(frozen=True, slots=True)
-class FolderHealth:
+class FolderHealth(Struct, frozen=True):
     """What is known of a place for files, whether or not its folder has been made."""
 
     file_system: str  # its type, as the mount says; "": not known

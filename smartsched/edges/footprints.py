@@ -15,8 +15,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from smartsched.core.apply import MOST_SHAPES
 from smartsched.core.decide import Decision
@@ -47,8 +48,7 @@ _LOCKED = "is being written by somebody else"
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
+class Learned(Struct, frozen=True):
     footprint: Footprint
     last_used: int  # when a run of it last ended well: Unix seconds
 

@@ -5,8 +5,8 @@ Imported only when shown. Nothing that others wrote (commands, names) is taken f
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from msgspec import Struct
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
@@ -21,8 +21,7 @@ _NARROW, _WIDE, _WIDEST = 60, 110, 150
 _HEADER_AND_FOOTER = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
+class Watched(Struct, frozen=True):
     """The picture as a rich renderable."""
 
     height: int  # in lines, at most

@@ -5,7 +5,8 @@ import select
 import stat
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.core.events import InputRead
 from smartsched.core.lines import LineSplitter
@@ -16,8 +17,7 @@ from smartsched.ports import Arrived
 _READ_BYTES = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(Struct, frozen=True):
     """Something to read commands from: an open descriptor and its name for messages."""
 
     fd: int

@@ -6,9 +6,10 @@ upgrade of the driver only a fresh process gets on with it again.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
+
+from msgspec import Struct
 
 from smartsched.core.model import (
     UNREAD,
@@ -116,8 +117,7 @@ class _Questions:
         return name in self._unsupported
 
 
-@dataclass(slots=True)
-class _Card:
+class _Card(Struct):
     """What we remember of a GPU between samples."""
 
     questions: _Questions
@@ -127,8 +127,7 @@ class _Card:
     health_due_at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(Struct, frozen=True):
     index: int
     slot: int | None
 

@@ -12,8 +12,9 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
+
+from msgspec import Struct
 
 from smartsched.core.actions import Launch
 from smartsched.core.events import (
@@ -166,8 +167,7 @@ class Family(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Leader:
+class _Leader(Struct):
     run: RunKey
     shell: Shell
     process: ProcessId

@@ -1,7 +1,8 @@
 """Plays back what `smartsched sample` recorded."""
 
 from collections.abc import Collection
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from smartsched.core import codec
 from smartsched.core.model import Seen, Snapshot

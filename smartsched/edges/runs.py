@@ -13,9 +13,10 @@ import shutil
 import stat
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from msgspec import Struct
 
 from smartsched.core.model import HostName
 from smartsched.errors import SmartschedError, StateError, UsageError
@@ -84,8 +85,7 @@ class RunFolder:
         os.close(self.fd)
 
 
-@dataclass(slots=True)
-class Counted:
+class Counted(Struct):
     accepted: int = 0
     ok: int = 0
     failed: int = 0

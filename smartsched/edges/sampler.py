@@ -11,7 +11,8 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from smartsched.core import codec, words
 from smartsched.core.model import (
@@ -38,8 +39,7 @@ FIRST_LINE_PATIENCE_SECONDS = 30.0
 _LONGEST_BACKOFF_SECONDS = 10.0
 
 
-@dataclass(slots=True)
-class _Child:
+class _Child(Struct):
     pid: int
     requests_fd: int
     lines_fd: int

@@ -8,9 +8,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from smartsched.errors import UsageError
 
@@ -29,8 +30,7 @@ _PART = re.compile(
 _MOST_DOTS_IN_A_LINE = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One value of a file, or a table without any."""
 
     key: tuple[str, ...]  # with the names of its tables before it

@@ -9,8 +9,9 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from smartsched.core.messages import Chunk
 from smartsched.core.model import RunKey, Timestamp
@@ -26,8 +27,7 @@ _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(slots=True)
-class _Log:
+class _Log(Struct):
     path: str
     there: int = 0  # so many bytes have arrived
     sent_at: Timestamp | None = None  # what is on its way; None: nothing is

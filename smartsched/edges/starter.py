@@ -12,9 +12,10 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
+
+from msgspec import Struct, field
 
 from smartsched.core import reaching
 from smartsched.core.host_list import HostSpec
@@ -38,16 +39,14 @@ _RESET_SIGNALS = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """The agent is up, and about to join. `was_there`: before, and it was told where to."""
 
     host: HostName
     was_there: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class NotStarted:
+class NotStarted(Struct, frozen=True):
     host: HostName
     why: str  # one line, which names the host
     retry_at: Timestamp
@@ -56,8 +55,7 @@ class NotStarted:
 News: TypeAlias = Started | NotStarted
 
 
-@dataclass(slots=True)
-class _Attempt:
+class _Attempt(Struct):
     host: HostSpec
     pid: int
     output_fd: int
@@ -68,8 +66,7 @@ class _Attempt:
     errors: bytearray = field(default_factory=bytearray)
 
 
-@dataclass(slots=True)
-class _Host:
+class _Host(Struct):
     spec: HostSpec
     is_wanted: bool = False  # its agent is to be started, and has not joined
     failures: int = 0  # since it joined

@@ -10,9 +10,10 @@ import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from smartsched.core.actions import Launch
 from smartsched.core.model import JobId, Placement, RunKey
@@ -35,8 +36,7 @@ _LOOK_SECONDS = 0.2
 _FILE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(slots=True)
-class _Stream:
+class _Stream(Struct):
     path: Path
     tag: bytes
     read_fd: int

@@ -3,7 +3,8 @@ reach. Values only: who changes them is in hosts.py and launcher.py.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from smartsched.core.messages import AgentEvent, Connection, Hello
 from smartsched.core.model import (
@@ -18,8 +19,7 @@ from smartsched.core.model import (
 from smartsched.core.offset import Offset
 
 
-@dataclass(slots=True)
-class Host:
+class Host(Struct):
     """One host, as far as this dispatcher knows."""
 
     name: HostName
@@ -57,8 +57,7 @@ class Host:
         return self.here and self.obeyed >= self.expected_by > 0
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Struct, frozen=True):
     """On which runs go on where nobody can be reached."""
 
     lease_seconds: float | None = None  # None: for ever; they are never taken for lost

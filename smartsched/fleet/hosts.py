@@ -12,7 +12,8 @@ takes them up if it gets its place before.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from smartsched.core import words
 from smartsched.core.actions import Checkpoint, Claim, Kill, Terminate

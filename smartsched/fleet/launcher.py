@@ -5,8 +5,9 @@ only what can follow from where a run stands is news.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Protocol, TypeVar, cast
+
+from msgspec.structs import replace
 
 from smartsched.core.actions import Checkpoint, Kill, Launch, Terminate
 from smartsched.core.events import (

@@ -9,7 +9,8 @@ clock, which may be set between two of them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from smartsched.core import bookmark
 from smartsched.core.actions import Launch, Tell
@@ -79,8 +80,7 @@ class DispatcherDied(BaseException):  # what happens to it, not an error of its 
     """As by kill -9: nothing is tidied up."""
 
 
-@dataclass(slots=True)
-class VirtualClock:
+class VirtualClock(Struct):
     time: float = 1_000_000.0
     ahead_seconds: float = 0.0  # how far the wall clock is; to be set while no dispatcher lives
 
@@ -91,8 +91,7 @@ class VirtualClock:
         return 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class PretendJob:
+class PretendJob(Struct, frozen=True):
     """What a command does once it runs."""
 
     seconds: float
@@ -108,8 +107,7 @@ class PretendJob:
     out_of_memory: str = ""  # what its log says when it fails
 
 
-@dataclass(slots=True)
-class LivingRun:
+class LivingRun(Struct):
     launch: Launch
     job: PretendJob
     pid: int
@@ -131,16 +129,14 @@ def indices_of(launch: Launch) -> list[int]:
     return [int(without_host(gpu.label)) for gpu in launch.placement.gpus]
 
 
-@dataclass(slots=True)
-class AttemptRecord:
+class AttemptRecord(Struct):
     """What an attempt itself leaves on disk."""
 
     pid: int
     end: tuple[Timestamp, Ending] | None = None  # None: no more than that it began
 
 
-@dataclass(slots=True)
-class PretendBox:
+class PretendBox(Struct):
     """`jobs` says what a command does, `commands` when (seconds from now) which ones arrive."""
 
     gpu_count: int
@@ -390,8 +386,7 @@ def _our_process(run: LivingRun) -> GpuProcess:
     return GpuProcess(run.pid, "compute", run.job.memory_bytes, "me", command, None, run.pid)
 
 
-@dataclass(slots=True)
-class _Waiter:
+class _Waiter(Struct):
     box: PretendBox
 
     def wait(self, until: Timestamp) -> None:
@@ -410,8 +405,7 @@ class _Waiter:
         return min(times, default=_FOREVER)
 
 
-@dataclass(slots=True)
-class _Gpus:
+class _Gpus(Struct):
     box: PretendBox
     due: Timestamp
     looks: dict[str, Timestamp] = field(default_factory=dict)
@@ -441,8 +435,7 @@ class _Gpus:
         return min(self.due, *self.looks.values(), _FOREVER)
 
 
-@dataclass(slots=True)
-class _Launcher:
+class _Launcher(Struct):
     box: PretendBox
     leaders: set[RunKey] = field(default_factory=set)  # whom it looks after
     may_be_killed: set[RunKey] = field(default_factory=set)
@@ -595,8 +588,7 @@ def _is_the_last_of(event: RunExited | RunCleared) -> bool:
     return isinstance(event, RunCleared) or not event.leftovers
 
 
-@dataclass(slots=True)
-class _Intake:
+class _Intake(Struct):
     box: PretendBox
     arrivals: list[tuple[Timestamp, str]]
     taken: int
@@ -626,8 +618,7 @@ class _Intake:
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
-class _Claims:
+class _Claims(Struct):
     box: PretendBox
     answers: list[ClaimAnswer] = field(default_factory=list)
 
@@ -653,8 +644,7 @@ class _Claims:
         return self.box.clock.now() if self.answers else _FOREVER
 
 
-@dataclass(slots=True)
-class _Journal:
+class _Journal(Struct):
     box: PretendBox
 
     def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
@@ -669,8 +659,7 @@ class _Journal:
         return None
 
 
-@dataclass(slots=True)
-class _Teller:
+class _Teller(Struct):
     box: PretendBox
 
     def tell(self, what: Tell) -> None:
@@ -679,8 +668,7 @@ class _Teller:
         self.box.moment()
 
 
-@dataclass(slots=True)
-class _Requests:
+class _Requests(Struct):
     box: PretendBox
 
     def take(self, now: Timestamp) -> Sequence[DrainRequested | StopRequested]:
@@ -690,8 +678,7 @@ class _Requests:
         return [kind(now, "asked") for kind in due]
 
 
-@dataclass(slots=True)
-class _Inbox:
+class _Inbox(Struct):
     box: PretendBox
     taken: set[str] = field(default_factory=set)  # by the present dispatcher
 
@@ -713,8 +700,7 @@ class _Inbox:
         self.box.asked = [each for each in self.box.asked if each[1].id != request]
 
 
-@dataclass(slots=True)
-class _Recorder:
+class _Recorder(Struct):
     box: PretendBox
 
     def recorded(self, event: Event, state: State, now: Timestamp) -> None:

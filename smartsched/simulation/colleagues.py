@@ -6,7 +6,8 @@ Stands in for the driver behind `--simulate`.
 import random
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.core.model import (
     GpuKey,
@@ -40,8 +41,7 @@ def parse_simulation(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(Struct, frozen=True):
     """A colleague's process on one GPU, for a while."""
 
     begins: float

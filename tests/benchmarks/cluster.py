@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+from msgspec.structs import asdict
 
 from smartsched.core.credentials import Credentials
 from smartsched.edges.clock import SteadyClock
@@ -138,7 +139,7 @@ def start_agents(port: int, credentials: Credentials, names: range) -> subproces
         stdin=subprocess.PIPE,
     )
     assert process.stdin is not None
-    process.stdin.write(json.dumps({"credentials": vars(credentials)}).encode())
+    process.stdin.write(json.dumps({"credentials": asdict(credentials)}).encode())
     process.stdin.close()
     return process
 

@@ -49,12 +49,12 @@ def a_join(credentials: Credentials, **fields: Any) -> Join:
 
 def _defaults() -> dict[str, Any]:
     """Of fields that came later."""
-    import dataclasses
+    from msgspec import NODEFAULT, structs
 
     return {
         field.name: field.default
-        for field in dataclasses.fields(Join)
-        if field.default is not dataclasses.MISSING
+        for field in structs.fields(Join)
+        if field.default is not NODEFAULT
     }
 
 

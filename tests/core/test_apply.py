@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from smartsched.core.apply import MOST_SHAPES, apply, replay
 from smartsched.core.events import (

@@ -1,9 +1,9 @@
 """Whose fault it was that a run ran out of a GPU's memory, and what its job is given then."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from smartsched.core.apply import apply, replay
 from smartsched.core.blame import is_blame_open, peak_bytes, words_on_memory

@@ -3,12 +3,13 @@
 import json
 import zlib
 from collections import Counter, deque
-from dataclasses import MISSING, fields
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import NODEFAULT
+from msgspec.structs import fields
 
 from smartsched.core import events
 from smartsched.core.bookmark import SEEN, Mark, decode, encode, weight
@@ -136,7 +137,7 @@ def test_every_field_of_state_follows_from_the_journal_or_was_seen():
 @pytest.mark.parametrize("name", FULL)
 def test_the_example_says_something_of_every_field(name: str):
     (known,) = [each for each in fields(State) if each.name == name]
-    default = known.default if known.default_factory is MISSING else known.default_factory()
+    default = known.default if known.default_factory is NODEFAULT else known.default_factory()
 
     assert FULL[name] != default
 

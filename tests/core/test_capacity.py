@@ -1,9 +1,9 @@
 """What may still be given away: room on each GPU, and the caps on all of them."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from smartsched.core.apply import apply, replay
 from smartsched.core.capacity import (

@@ -1,10 +1,10 @@
 """What is done next, given what we believe."""
 
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from smartsched.core.actions import Claim, Kill, Launch, Refresh, Release, Terminate
 from smartsched.core.apply import apply

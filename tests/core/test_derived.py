@@ -4,11 +4,11 @@ import json
 import subprocess
 import sys
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
 
 import pytest
+from msgspec import Struct, field
 
 from smartsched.core.derived import fingerprint, form_of
 from smartsched.core.model import Exited, GpuKey, JobId, Killed, RunKey
@@ -26,19 +26,16 @@ class Pair(NamedTuple):
     right: "Leaf | None"
 
 
-@dataclass(frozen=True)
-class Leaf:
+class Leaf(Struct, frozen=True):
     size: int
     word: str = "green"
 
 
-@dataclass
-class Tree:
+class Tree(Struct):
     leaves: dict[RunKey, Leaf] = field(default_factory=dict)
     height: float | None = None
 
 
-@dataclass
 class Taller(Tree):
     roots: int = 0
 

@@ -2,12 +2,12 @@
 
 import json
 from contextlib import suppress
-from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import fields, replace
 
 from smartsched.core import join as joins
 from smartsched.core.credentials import Credentials

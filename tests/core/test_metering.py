@@ -1,7 +1,8 @@
 """What runs of ours use of the GPUs they were given, by what is seen there."""
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from smartsched.core.apply import apply, replay
 from smartsched.core.events import Event, RunMeasured, RunPlaced

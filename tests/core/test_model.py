@@ -1,6 +1,6 @@
 """The nouns: what follows from them, and what does not."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from smartsched.core.model import Job, JobId
 from smartsched.core.shapes import shape_of

@@ -1,9 +1,9 @@
 """What a job is taken to need of a GPU."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from smartsched.core.apply import apply, replay
 from smartsched.core.events import Event

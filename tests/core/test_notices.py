@@ -1,6 +1,6 @@
 """What people who are elsewhere are told."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from smartsched.core.gpu_time import Standing, standings
 from smartsched.core.model import EndedRun, Exited, Job, Wait

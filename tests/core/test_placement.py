@@ -1,9 +1,9 @@
 """Where a job goes, given what may still be given away."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from smartsched.core.capacity import Budget, Offer
 from smartsched.core.model import HostName, PlacedGpu, Placement, Wait

@@ -5,12 +5,12 @@ import typing
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import fields
 
 from smartsched.core import events
 from smartsched.core.events import Event

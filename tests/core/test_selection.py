@@ -1,12 +1,12 @@
 """Which GPUs may be used at all."""
 
 from contextlib import suppress
-from dataclasses import replace
 from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from smartsched.core.model import GpuKey, GpuReading, GpuSample, GpuUuid
 from smartsched.core.selection import (

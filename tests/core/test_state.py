@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from smartsched.core.apply import apply, replay
 from smartsched.core.events import (

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from smartsched.core import events, wire
 from smartsched.core.actions import Checkpoint, Claim, Kill, Launch, Release, Terminate

@@ -3,11 +3,11 @@
 import os
 import signal
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from smartsched.core.actions import Tell
 from smartsched.core.model import (

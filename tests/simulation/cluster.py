@@ -11,8 +11,10 @@ then arrives late, as long as the connection lives; it never arrives over anothe
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
+
+from msgspec.structs import replace
 
 from smartsched.agent import Agent
 from smartsched.core import wire

@@ -3,11 +3,12 @@ twice."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smartsched.core.apply import replay
 from smartsched.core.events import (
@@ -44,8 +45,7 @@ OOM = Exited(77)  # what a job ends with that says so
 UNHURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(Struct, frozen=True):
     """What it does when it is run the first time, the second time ...; then always the last."""
 
     job: PretendJob
@@ -58,8 +58,7 @@ class Command:
         return replace(self.job, ending=ending, out_of_memory=says)
 
 
-@dataclass(frozen=True)
-class Death:
+class Death(Struct, frozen=True):
     """Of a dispatcher: at which of its moments, and what comes then. If it ended before, so be
     it."""
 
@@ -70,8 +69,7 @@ class Death:
     clock_steps_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class History:
+class History(Struct, frozen=True):
     """Times are seconds since the beginning."""
 
     gpus: int

@@ -3,12 +3,13 @@ once, none is lost, and no colleague is met."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from smartsched.core.apply import replay
 from smartsched.core.events import (
@@ -49,8 +50,7 @@ AGENTS_LEAVE_WITHIN_SECONDS = 150
 LIMITS = Thresholds(Share(10.0), 10.0, free_for_seconds=0.0)
 
 
-@dataclass(frozen=True)
-class Death:
+class Death(Struct, frozen=True):
     """Of a dispatcher: at which of its moments, and what comes then."""
 
     moment: int
@@ -60,8 +60,7 @@ class Death:
     clock_steps_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class History:
+class History(Struct, frozen=True):
     """Times are seconds since the beginning."""
 
     hosts: Sequence[HostPlan]
@@ -75,8 +74,7 @@ class History:
     seed: int = 0
 
 
-@dataclass
-class Witness:
+class Witness(Struct):
     """Looks on at every step, with the whole truth; raises for whatever must never be."""
 
     cluster: Cluster

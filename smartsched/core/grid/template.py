@@ -6,9 +6,10 @@ for what it is wherever the place stands: bare, between quotes of either kind, o
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from smartsched.core.words import shortened
 from smartsched.errors import UsageError
@@ -18,8 +19,7 @@ NAME = re.compile(r"[^\W\d][\w.-]*")
 Quote: TypeAlias = Callable[[str], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where a value of this parameter goes."""
 
     name: str

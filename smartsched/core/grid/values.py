@@ -4,9 +4,10 @@ Ranges are not written out: any of their values is worked out when it is needed.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
+
+from msgspec import Struct
 
 from smartsched.core.grid.numbers import EvenRatios, EvenSteps, parse_number, parse_whole
 from smartsched.core.units import parse_positive_count
@@ -20,8 +21,7 @@ _AS_IT_IS = "text"
 _LISTED = "choice"
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(Struct, frozen=True):
     """The values of one parameter, in their order."""
 
     count: int

@@ -12,8 +12,9 @@ import socket
 import ssl
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from smartsched.edges.engine.channel import Channel, LostError, peer_of
 from smartsched.edges.engine.greeting import Greeting, RefusedError, hear, refuse, welcome
@@ -57,8 +58,7 @@ def listening_on(host: str, port: int) -> socket.socket:
     return listening
 
 
-@dataclass(frozen=True)
-class Entrance:
+class Entrance(Struct, frozen=True):
     """What a door is made of."""
 
     listening: socket.socket

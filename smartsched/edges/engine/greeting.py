@@ -2,8 +2,10 @@
 which run it is and whether the agent may come in. Each leaves when the other is not its own."""
 
 import json
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from smartsched.edges.engine.channel import Channel
 
@@ -16,8 +18,7 @@ class RefusedError(Exception):
     """One of the two does not want to talk to the other; says why."""
 
 
-@dataclass(frozen=True)
-class Greeting:
+class Greeting(Struct, frozen=True):
     """An agent's. `begun_at_ns`: when this agent began, by its host's clock; of two of one name
     the later one counts. `mark`: tells it from every other, also of that name.
     `patience_seconds`: how long it waits for a sign of life."""
@@ -31,7 +32,7 @@ class Greeting:
 
 async def introduce(channel: Channel, greeting: Greeting) -> None:
     """Raises RefusedError and LostError."""
-    channel.write(_encoded(vars(greeting)))
+    channel.write(_encoded(asdict(greeting)))
     said = _decoded(await channel.read(), "the dispatcher")
     if said.get("run_id") != greeting.run_id:
         raise RefusedError(f"the dispatcher there is of another run, {said.get('run_id')!s:.80}")

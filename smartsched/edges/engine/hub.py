@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from smartsched.core.credentials import Credentials
 from smartsched.edges.engine.channel import LARGEST_MESSAGE_BYTES, Channel
@@ -35,8 +36,7 @@ _REFUSAL_REPEATED_AFTER_SECONDS = 60.0
 _MOST_REFUSALS_TOLD = 30  # in that time, of all addresses together
 
 
-@dataclass(frozen=True)
-class Came:
+class Came(Struct, frozen=True):
     """An agent is here. `connection`: tells this one from all that there ever were, and what is
     sent goes there and nowhere else. `hello`: what it says first; `peer`: where it came from,
     `host:port`."""
@@ -47,16 +47,14 @@ class Came:
     peer: str
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(Struct, frozen=True):
     host: str
     connection: str
     message: bytes
     at_monotonic: float  # time.monotonic() when it arrived here
 
 
-@dataclass(frozen=True)
-class Went:
+class Went(Struct, frozen=True):
     """For every Came one Went, before this host's next Came."""
 
     host: str
@@ -64,8 +62,7 @@ class Went:
     why: str
 
 
-@dataclass(frozen=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """Somebody was not let in; the same of the same address is told once a minute."""
 
     peer: str
@@ -75,8 +72,7 @@ class Refused:
 News = Came | Said | Went | Refused
 
 
-@dataclass
-class _Member:
+class _Member(Struct):
     greeting: Greeting
     channel: Channel
     address: str = ""  # Dask's name for it, once it is known to Dask

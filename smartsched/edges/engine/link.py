@@ -9,8 +9,9 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from smartsched.core.credentials import Credentials
 from smartsched.edges.engine.channel import LARGEST_MESSAGE_BYTES, Channel, LostError
@@ -34,28 +35,24 @@ _CLOSE_SECONDS, _END_SECONDS = 0.5, 0.9
 _GOODBYE_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Connected:
+class Connected(Struct, frozen=True):
     """`address`: which of the candidates it was."""
 
     address: str
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(Struct, frozen=True):
     message: bytes
     at_monotonic: float  # time.monotonic() when it arrived here
 
 
-@dataclass(frozen=True)
-class Disconnected:
+class Disconnected(Struct, frozen=True):
     """For every Connected one."""
 
     why: str
 
 
-@dataclass(frozen=True)
-class NotReached:
+class NotReached(Struct, frozen=True):
     """One address was tried in vain; it is tried again."""
 
     address: str

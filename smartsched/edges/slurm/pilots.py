@@ -6,7 +6,8 @@ what came of it, or one by an earlier dispatcher, is found by that name rather t
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from smartsched.core import slurm
 from smartsched.core.model import Timestamp
@@ -35,8 +36,7 @@ _LONGEST_BACKOFF_SECONDS = 300.0
 _SOME_SECONDS = 60.0  # the end of a pilot is told again when it has moved by more
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(Struct):
     phase: slurm.Phase | None = None  # None: nothing was told of it yet
     reason: str = ""
     ends_at: Timestamp | None = None

@@ -5,9 +5,10 @@ import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
+
+from msgspec import Struct, field
 
 from smartsched.core import slurm
 from smartsched.core.model import Timestamp
@@ -26,8 +27,7 @@ _RESET_SIGNALS = [
 Program = Literal["sbatch", "squeue", "scancel"]
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(Struct, frozen=True):
     program: Program
     concerns: frozenset[PilotId]
     output: str
@@ -36,8 +36,7 @@ class Said:
     has_run: bool = True
 
 
-@dataclass(slots=True)
-class _Call:
+class _Call(Struct):
     program: Program
     concerns: frozenset[PilotId]
     pid: int

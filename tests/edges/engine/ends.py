@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from msgspec.structs import asdict
 
 from smartsched.core.credentials import Credentials
 from smartsched.edges.clock import SteadyClock
@@ -95,7 +96,7 @@ def start(
         env={**os.environ, "PYTHONPATH": str(ROOT), **(variables or {})},
     )
     end = End(process)
-    settings = {"role": role, "credentials": vars(credentials), "options": options}
+    settings = {"role": role, "credentials": asdict(credentials), "options": options}
     assert process.stdin is not None
     process.stdin.write(json.dumps(settings) + "\n")
     process.stdin.flush()
@@ -134,7 +135,7 @@ def main() -> None:
         for news in end.take():
             facts = {
                 name: value.decode() if isinstance(value, bytes) else value
-                for name, value in vars(news).items()
+                for name, value in asdict(news).items()
             }
             say(type(news).__name__, facts)
             if type(news).__name__ == "Came":
