@@ -13,6 +13,9 @@ TESTS ?= tests
 WITH_OTHERS ?= tests/edges tests/cli tests/stub_nvml tests/test_*.py \
   --ignore tests/test_lab.py --ignore tests/test_several_hosts.py --ignore tests/test_loop.py
 
+# Else every command that a test starts would compile all of smartsched anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: check test demo format man pictures lint types soak torture test-lowest test-oldest-engine \
   test-pythons gpu bench bench-decisions help
 
