@@ -17,6 +17,7 @@ from smartsched.core.host_list import HostSpec, parse_hosts
 from smartsched.core.hours import NO_CAP, Cap, parse_cap
 from smartsched.core.policy import Policy
 from smartsched.core.preference import Preference, parse_preference
+from smartsched.core.sampling import SECRETS, sampler_arguments
 from smartsched.core.selection import Selection, parse_ids
 from smartsched.core.slurm import check_options, gpus_named
 from smartsched.core.strangers import Ignored
@@ -51,7 +52,7 @@ SET_BY_US = frozenset(
         )
     }
 )  # fmt: skip
-_NOTIFY = "SMARTSCHED_NOTIFY"
+(_NOTIFY,) = SECRETS
 T = TypeVar("T")
 OutputMode = Literal["log", "tag", "raw"]
 
@@ -149,7 +150,7 @@ def configure(args: argparse.Namespace, run_name: str, run_id: str = "") -> Conf
         verbose=args.verbose,
         progress=_progress(args, output),
         color=color,
-        sampler_arguments=sampler_arguments(args, interval),
+        sampler_arguments=sampler_arguments(args.interval, args.simulate, args.replay),
         nice=None if args.nice is None else flag("--nice", _parse_nice, args.nice),
         checkpoint_signal=_checkpoint_signal(args.checkpoint_signal),
         claims=_claims(args),
@@ -341,7 +342,8 @@ def variables() -> dict[str, str]:
 
 def keep_from_children() -> None:
     """What holds secrets of ours is no part of the environment of jobs."""
-    os.environ.pop(_NOTIFY, None)
+    for name in SECRETS:
+        os.environ.pop(name, None)
 
 
 def _packing(args: argparse.Namespace) -> dict[str, Any]:
@@ -406,16 +408,6 @@ def _checkpoint_signal(name: str | None) -> int | None:
             f"--checkpoint-signal: no job can save its state on {signum.name}; try USR1"
         )
     return signum
-
-
-def sampler_arguments(args: argparse.Namespace, interval: float) -> tuple[str, ...]:
-    """What the sampler child is told."""
-    arguments = ["sample", "--interval", f"{interval}s"]
-    if args.simulate is not None:
-        arguments += ["--simulate", args.simulate]
-    if args.replay is not None:
-        arguments += ["--replay", args.replay]
-    return tuple(arguments)
 
 
 def _thresholds(args: argparse.Namespace) -> Thresholds:

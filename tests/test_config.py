@@ -347,7 +347,7 @@ def test_one_command_s_output_is_untouched_unless_asked_for():
 
 
 def test_the_sampler_is_told_what_it_needs(tmp_path: Path):
-    assert config_of("--interval=2s").sampler_arguments == ("sample", "--interval", "2.0s")
+    assert config_of("--interval=2s").sampler_arguments == ("sample", "--interval", "2s")
     assert config_of("--simulate=3,seed=4").sampler_arguments[-2:] == ("--simulate", "3,seed=4")
     assert config_of("--replay=day").sampler_arguments[-2:] == ("--replay", os.path.abspath("day"))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from smartsched.cli import completion
+from smartsched.cli.sampling import Ahead
 from smartsched.cli.verbs import VERBS, verb
 from smartsched.errors import EXIT_INTERRUPTED, EXIT_OTHER, EXIT_USAGE, SmartschedError, UsageError
 
@@ -39,16 +40,18 @@ def _dispatch(words: list[str]) -> int:
         return verb(words[0]).main(words[1:])
     from smartsched.cli.parser import parse
 
-    args = parse(words)
-    _check_spelling(args, words)
-    try:
-        return _main_job(args, words)
-    except UsageError as error:
-        if args.resume is not None:
-            raise  # a run has its options from its beginning
-        from smartsched.cli.settings import blamed
+    with Ahead() as ahead:
+        args = parse(words, ahead.begin)
+        ahead.settle(vars(args))
+        _check_spelling(args, words)
+        try:
+            return _main_job(args, words, ahead)
+        except UsageError as error:
+            if args.resume is not None:
+                raise  # a run has its options from its beginning
+            from smartsched.cli.settings import blamed
 
-        raise blamed(error, args.settings) from error
+            raise blamed(error, args.settings) from error
 
 
 def _check_spelling(args: argparse.Namespace, words: list[str]) -> None:
@@ -64,17 +67,17 @@ def _check_spelling(args: argparse.Namespace, words: list[str]) -> None:
         )
 
 
-def _main_job(args: argparse.Namespace, words: list[str]) -> int:
+def _main_job(args: argparse.Namespace, words: list[str], ahead: Ahead) -> int:
     if args.dry_run:
         from smartsched.cli import dry_run
 
-        return dry_run.main(args)
+        return dry_run.main(args, ahead)
     if args.json:
         _complain("--json goes with --dry-run")
         return EXIT_USAGE
     from smartsched.cli import run
 
-    return run.main(args, words)
+    return run.main(args, words, ahead)
 
 
 def _open_standard_streams() -> None:

@@ -12,6 +12,7 @@ from smartsched.cli.host import this_place
 from smartsched.cli.limits import settle
 from smartsched.cli.parser import build_parser as build_main_parser
 from smartsched.cli.parser import parse, parser_defaults
+from smartsched.cli.sampling import SamplerProcess
 from smartsched.cli.session import default_state, state_folder
 from smartsched.cli.settings import blamed
 from smartsched.cli.wiring import first_snapshot, start_sampler
@@ -104,7 +105,8 @@ def _gpus() -> Iterator[Finding]:
     clock = SteadyClock()
     with closing(Waiter(clock)) as waiter:
         patience = Policy("doctor").stale_after_seconds
-        sampler = start_sampler(waiter, clock, ("sample", "--interval", "1s"), patience)
+        process = SamplerProcess(("sample", "--interval", "1s"))
+        sampler = start_sampler(waiter, clock, process, patience)
         try:
             snapshot, _ = first_snapshot(sampler, waiter, clock, Policy("doctor"))
         except SmartschedError as error:

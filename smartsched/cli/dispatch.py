@@ -16,6 +16,7 @@ from smartsched.agent import Agent, InProcess
 from smartsched.cli.claiming import claims_for
 from smartsched.cli.desk import Desk
 from smartsched.cli.host import this_host
+from smartsched.cli.sampling import Ahead, SamplerProcess
 from smartsched.cli.session import Session, lost_after_seconds, state_folder
 from smartsched.cli.wiring import first_snapshot, start_sampler
 from smartsched.config import Config, keep_from_children
@@ -83,7 +84,13 @@ class _Parts(Struct):
 
 
 def dispatch(
-    stack: ExitStack, session: Session, clock: SteadyClock, waiter: Waiter, *, adopt: bool
+    stack: ExitStack,
+    session: Session,
+    clock: SteadyClock,
+    waiter: Waiter,
+    ahead: Ahead,
+    *,
+    adopt: bool,
 ) -> State:
     """Run it to its end; what it came to. `adopt`: see Loop.resume."""
     config, state = session.config, session.state
@@ -94,9 +101,8 @@ def dispatch(
         return _dispatch_to_hosts(stack, session, clock, waiter, adopt=adopt)
     if config.working_directory is not None:
         _change_to(config.working_directory)
-    sampler = start_sampler(
-        waiter, clock, config.sampler_arguments, config.policy.stale_after_seconds
-    )
+    process = SamplerProcess(config.sampler_arguments, ahead)
+    sampler = start_sampler(waiter, clock, process, config.policy.stale_after_seconds)
     stack.callback(sampler.close)
     if session.resumed is not None:
         return _go_on(stack, session, session.resumed, clock, waiter, sampler, adopt=adopt)

@@ -12,6 +12,7 @@ from smartsched.cli.claiming import OthersClaims
 from smartsched.cli.host import this_host
 from smartsched.cli.limits import settle
 from smartsched.cli.looking import Onlooker
+from smartsched.cli.sampling import Ahead
 from smartsched.cli.session import state_folder
 from smartsched.cli.wiring import check_source, new_run_name
 from smartsched.config import Config
@@ -32,10 +33,10 @@ _MOST_COMMANDS = 1000
 _SILENCE_SECONDS = 0.5
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace, ahead: Ahead) -> int:
     config = settle(args, new_run_name())
     check_source(args)
-    onlooker = _onlooker(args, config)
+    onlooker = _onlooker(args, config, ahead)
     try:
         commands = list(_commands(config))
         notes = config.notes
@@ -56,9 +57,9 @@ def main(args: argparse.Namespace) -> int:
     return 0 if found.any_free else EXIT_NONE_FREE
 
 
-def _onlooker(args: argparse.Namespace, config: Config) -> Onlooker:
+def _onlooker(args: argparse.Namespace, config: Config, ahead: Ahead) -> Onlooker:
     if config.cluster is None:
-        return Onlooker(config)
+        return Onlooker(config, ahead=ahead)
     from smartsched.cli.overlooking import HostsOnlooker
 
     return HostsOnlooker(args, config)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+from smartsched.cli.sampling import Ahead, SamplerProcess
 from smartsched.cli.wiring import first_snapshot, start_sampler
 from smartsched.config import Config
 from smartsched.core import words
@@ -19,15 +20,21 @@ class Onlooker:
     """Has a sampler child from its beginning until it is closed."""
 
     def __init__(
-        self, config: Config, tell: Callable[[Observation], None] = lambda _: None
+        self,
+        config: Config,
+        tell: Callable[[Observation], None] = lambda _: None,
+        ahead: Ahead | None = None,
     ) -> None:
-        """`tell` is told all that is taken in."""
+        """`tell` is told all that is taken in. `ahead` may have the child already."""
         self._config = config
         self._tell = tell
         self.clock = SteadyClock()
         self.waiter = Waiter(self.clock)
         self.sampler = start_sampler(
-            self.waiter, self.clock, config.sampler_arguments, config.policy.stale_after_seconds
+            self.waiter,
+            self.clock,
+            SamplerProcess(config.sampler_arguments, ahead),
+            config.policy.stale_after_seconds,
         )
         self.state = State(config.policy)
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smartsched.cli.completion import SHELLS
@@ -100,11 +100,15 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Exits with 0 after --help and --version, with 2 on what cannot be parsed."""
+def parse(
+    words: Sequence[str], on_flags: Callable[[Mapping[str, Any]], None] = lambda _: None
+) -> argparse.Namespace:
+    """Exits with 0 after --help and --version, with 2 on what cannot be parsed. `on_flags` is told
+    what they say before any file of settings is read."""
     options, command = _split_off_command(list(words))
     parser = build_parser()
     flags = given(parser, options)
+    on_flags(flags)
     from smartsched.cli import settings  # not for --help, which is to come at once
 
     args = _layered(parser, settings.read(parser), {}, flags)

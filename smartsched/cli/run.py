@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from smartsched.cli.dispatch import dispatch
 from smartsched.cli.limits import settle
 from smartsched.cli.resuming import is_done, resume
+from smartsched.cli.sampling import Ahead
 from smartsched.cli.session import begin
 from smartsched.cli.wiring import check_source, new_run_name
 from smartsched.config import Config, inherited_gpus
@@ -30,13 +31,14 @@ _MOST_FAILURES_TOLD_APART = 100
 _MORE_FAILURES = 101
 
 
-def main(args: argparse.Namespace, words: Sequence[str]) -> int:
+def main(args: argparse.Namespace, words: Sequence[str], ahead: Ahead) -> int:
+    """`ahead`: the sampler of this box, begun before all this was loaded."""
     clock = SteadyClock()
     with ExitStack() as stack:
         waiter = Waiter(clock)
         stack.callback(waiter.close)
         if args.resume is not None:
-            return _main_resumed(stack, args, words, clock, waiter)
+            return _main_resumed(stack, args, words, clock, waiter, ahead)
         name = new_run_name() if args.name is None else parse_run_name(args.name)
         config = settle(args, name, f"{name}.{os.urandom(6).hex()}")
         args.gpus = inherited_gpus(args) or args.gpus
@@ -44,7 +46,7 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> int:
         inputs = _open_inputs(config)
         session = begin(stack, args, config, inputs, waiter, clock.now())
         try:
-            state = dispatch(stack, session, clock, waiter, adopt=True)
+            state = dispatch(stack, session, clock, waiter, ahead, adopt=True)
         except SmartschedError:
             if session.state.totals.accepted == 0:
                 session.folder.erase()  # it never began
@@ -58,6 +60,7 @@ def _main_resumed(
     words: Sequence[str],
     clock: SteadyClock,
     waiter: Waiter,
+    ahead: Ahead,
 ) -> int:
     session = resume(stack, args, words, waiter, clock.now())
     check_source(session.args)
@@ -73,7 +76,7 @@ def _main_resumed(
         for note in session.notes:
             print(f"smartsched: {note}", file=sys.stderr)
         return exit_status(session.state, single=session.single)
-    state = dispatch(stack, session, clock, waiter, adopt=not args.no_adopt)
+    state = dispatch(stack, session, clock, waiter, ahead, adopt=not args.no_adopt)
     return exit_status(state, single=session.single)
 
 

@@ -16,6 +16,7 @@ from smartsched.cli.departed import mark_the_end
 from smartsched.cli.host import this_place
 from smartsched.cli.hosting import JoinSource, host_of, join_came_at, read_join, token_of
 from smartsched.cli.limits import read_limits
+from smartsched.cli.sampling import SamplerProcess
 from smartsched.cli.session import default_state
 from smartsched.cli.wiring import start_sampler
 from smartsched.config import offered_gpus, shell_for
@@ -343,7 +344,11 @@ def _directory(join: Join) -> str | None:
 
 def _sampler(stack: ExitStack, join: Join, clock: SteadyClock, waiter: Waiter) -> Sampler:
     sampler = start_sampler(
-        waiter, clock, join.sampler_arguments, join.patience_seconds, host_of(join)
+        waiter,
+        clock,
+        SamplerProcess(join.sampler_arguments),
+        join.patience_seconds,
+        host_of(join),
     )
     stack.callback(sampler.close)
     return sampler

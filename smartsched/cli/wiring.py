@@ -4,11 +4,11 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from smartsched.cli.host import this_host
+from smartsched.cli.sampling import SamplerProcess
 from smartsched.core.model import HostName, SamplerTrouble, Snapshot
 from smartsched.core.policy import Policy
 from smartsched.edges.clock import SteadyClock
@@ -16,7 +16,6 @@ from smartsched.edges.sampler import ENDED, Sampler
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import DriverError
 
-_CHILD = "import sys; from smartsched.cli import main; sys.exit(main())"
 _MOST_RESTARTS = 3  # of a sampler that is killed before it has said anything
 _SAY_THAT_WE_WAIT_AFTER_SECONDS = 3.0
 _ADVICE = "; to try smartsched without a GPU, add --simulate 4"
@@ -42,16 +41,14 @@ def check_source(args: argparse.Namespace) -> None:
 def start_sampler(
     waiter: Waiter,
     clock: SteadyClock,
-    arguments: Sequence[str],
+    process: SamplerProcess,
     patience_seconds: float,
     host: HostName | None = None,
 ) -> Sampler:
     """`host`: whose GPUs they are, by name; None: this one's."""
-    # -P: a pynvml.py that happens to lie in the current folder is not the driver's
-    argv = [sys.executable, "-P", "-c", _CHILD, *arguments]
     return Sampler(
         waiter,
-        argv,
+        process,
         host or this_host(),
         at_monotonic=clock.at_monotonic,
         patience_seconds=patience_seconds,

@@ -54,12 +54,13 @@ class _Child(Struct):
 
 
 class Sampler:
-    """A GpuSource. `argv` is the command of the child."""
+    """A GpuSource. `begin` makes a child: its pid, and our ends of its input, its output and its
+    errors, which do not block. Raises OSError."""
 
     def __init__(
         self,
         fds: FdWatcher,
-        argv: Sequence[str],
+        begin: Callable[[], tuple[int, int, int, int]],
         host: HostName,
         *,
         at_monotonic: Callable[[float], Timestamp],
@@ -69,7 +70,7 @@ class Sampler:
     ) -> None:
         """Patience: how long it may be silent; first: until it has said anything at all."""
         self._fds = fds
-        self._argv = list(argv)
+        self._begin = begin
         self._host = host
         self._at_monotonic = at_monotonic
         self._patience = patience_seconds
@@ -134,41 +135,17 @@ class Sampler:
         self._backoff = min(self._backoff * 2, _LONGEST_BACKOFF_SECONDS)
 
     def _start(self) -> None:
-        fds: list[int] = []
         try:
-            for _ in range(3):
-                fds += os.pipe()
-            requests, requests_fd, lines_fd, lines, errors_fd, errors = fds
-            pid = self._spawn(requests, lines, errors)
+            pid, requests_fd, lines_fd, errors_fd = self._begin()
         except OSError as error:
-            for fd in fds:
-                os.close(fd)
-            why = f"the sampler cannot be started: {error.strerror}: {self._argv[0]}"
+            place = f": {error.filename}" if error.filename else ""
+            why = f"the sampler cannot be started: {error.strerror}{place}"
             self._observations.append(SamplerTrouble(self._host, why))
             self._put_off(self._now)
             return
-        for fd in (requests, lines, errors):
-            os.close(fd)
-        for fd in (requests_fd, lines_fd, errors_fd):
-            os.set_blocking(fd, False)
         self._child = _Child(pid, requests_fd, lines_fd, errors_fd, self._now, self._first_patience)
         self._fds.watch(lines_fd, self._read_lines)
         self._fds.watch(errors_fd, self._read_errors)
-
-    def _spawn(self, requests: int, lines: int, errors: int) -> int:
-        return os.posix_spawn(
-            self._argv[0],
-            self._argv,
-            os.environ,
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, requests, 0),
-                (os.POSIX_SPAWN_DUP2, lines, 1),
-                (os.POSIX_SPAWN_DUP2, errors, 2),
-            ],
-            setsid=True,  # a Ctrl-C in the terminal is not meant for it
-            setsigmask=[],
-            setsigdef=[signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM],
-        )
 
     def _read_lines(self) -> None:
         child = self._child

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smartsched.cli.sampling import begin
 from smartsched.core.model import (
     GpuKey,
     GpuUuid,
@@ -80,9 +81,10 @@ class Box:
         self.skipped = 0.0
         self.seen: list[Observation] = []
         self.pids: list[int] = []
+        self.argv = list(argv or [sys.executable, "-I", "-S", str(self.script)])
         self.sampler = Sampler(
             self.waiter,
-            argv or [sys.executable, "-I", "-S", str(self.script)],
+            lambda: begin(self.argv),
             HOST,
             at_monotonic=self.clock.at_monotonic,
             patience_seconds=patience_seconds,
@@ -471,7 +473,7 @@ def test_a_child_that_cannot_be_started_again_is_trouble_and_tried_later(
     box = box_of("sys.exit(1)")
     box.until(lambda: not box.sampler.pids())
     python = tmp_path / "python"  # as if the environment were upgraded under us
-    box.sampler._argv[0] = str(python)
+    box.argv[0] = str(python)
     fds_before = os.listdir("/proc/self/fd")
     box.skip_to_restart()
 
@@ -481,7 +483,7 @@ def test_a_child_that_cannot_be_started_again_is_trouble_and_tried_later(
     assert os.listdir("/proc/self/fd") == fds_before
 
     box.script.write_text(SAYING + STEADY)
-    box.sampler._argv[0] = sys.executable
+    box.argv[0] = sys.executable
     box.skip_to_restart()
     box.until(box.snapshots)
 

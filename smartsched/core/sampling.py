@@ -1,0 +1,15 @@
+"""What the sampler's process is told, and what is kept from it as from every child. Imports
+nothing: it is needed before all else is loaded."""
+
+# Variables of the environment that hold secrets of ours.
+SECRETS = ("SMARTSCHED_NOTIFY",)
+
+
+def sampler_arguments(interval: str, simulate: str | None, replay: str | None) -> tuple[str, ...]:
+    """As options of the verb `sample`."""
+    arguments = ["sample", "--interval", interval]
+    if simulate is not None:
+        arguments += ["--simulate", simulate]
+    if replay is not None:
+        arguments += ["--replay", replay]
+    return tuple(arguments)
