@@ -62,8 +62,8 @@ from smartsched.core.model import (
     RunKey,
     Snapshot,
     StopReason,
-    Strays,
     Timestamp,
+    Unwanted,
 )
 from smartsched.fleet.claims import FleetClaims
 from smartsched.fleet.gpus import FleetGpus
@@ -819,7 +819,7 @@ def test_the_next_attempt_at_what_lives_and_is_wanted_no_more_has_to_wait():
     bench = Bench()
     bench.comes()
     bench.says(GPU1, 0.1, living=frozenset({a_run(2)}))
-    assert Strays(frozenset({JobId(2)})) in bench.observed(0.1)
+    assert Unwanted(frozenset({JobId(2)})) in bench.observed(0.1)
     assert bench.observed(0.2) == []
     bench.goes(at=1.0)
     assert kinds(bench.observed(1.0)) == ["HostAway"]
@@ -828,7 +828,7 @@ def test_the_next_attempt_at_what_lives_and_is_wanted_no_more_has_to_wait():
 
     bench.says(GPU1, 3.0)
 
-    assert Strays(frozenset()) in bench.observed(3.0)
+    assert Unwanted(frozenset()) in bench.observed(3.0)
 
 
 def test_what_lived_on_a_host_that_is_cut_off_is_gone_when_its_lease_is_over():
@@ -841,7 +841,7 @@ def test_what_lived_on_a_host_that_is_cut_off_is_gone_when_its_lease_is_over():
     assert bench.hosts.wake_at() <= T0 + gone_at
 
     assert bench.observed(gone_at - 1) == []
-    assert bench.observed(gone_at) == [Strays(frozenset())]
+    assert bench.observed(gone_at) == [Unwanted(frozenset())]
 
 
 # --- orders about runs

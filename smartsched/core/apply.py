@@ -342,7 +342,8 @@ def _resume(state: State, event: RunResumed) -> None:
     state.place = event.place
     state.input_open = state.input_open or event.failed_too
     for key, run in state.runs.items():
-        state.runs[key] = replace(run, status=_not_later(run.status, at))
+        job = _at_once(run.job, at)  # should it turn out that it was never started
+        state.runs[key] = replace(run, job=job, status=_not_later(run.status, at))
     for key, ended in state.ended.items():
         started_at, ended_at = min(ended.started_at, at), min(ended.ended_at, at)
         state.ended[key] = replace(ended, started_at=started_at, ended_at=ended_at)
@@ -354,10 +355,7 @@ def _resume(state: State, event: RunResumed) -> None:
         enqueue(state, job)
     state.totals.stopped -= len(state.interrupted)
     state.interrupted.clear()
-    state.queue = deque(
-        replace(job, not_before=float("-inf"), requeued_at=min(job.requeued_at, at))
-        for job in state.queue
-    )
+    state.queue = deque(_at_once(job, at) for job in state.queue)
     state.closing, state.halted, state.wait_timed_out = Closing.NO, False, False
     state.paused = state.all_cancelled = False
     for number, given_up in state.given_up.items():
@@ -368,6 +366,10 @@ def _resume(state: State, event: RunResumed) -> None:
     state.records.clear()
     state.withheld.clear()
     state.before = replace(state.totals)
+
+
+def _at_once(job: Job, at: Timestamp) -> Job:
+    return replace(job, not_before=float("-inf"), requeued_at=min(job.requeued_at, at))
 
 
 def _not_later(status: RunStatus, at: Timestamp) -> RunStatus:

@@ -29,7 +29,7 @@ _CRC_BYTES = len(_CRC) + 8 + len(b'"}\n')
 SEEN = frozenset(
     {
         "policy", "gpus", "cards", "out_of_reach", "troubles", "hosts", "pilots", "meters",
-        "footprints", "claimed", "refused", "local_offset", "strays",
+        "footprints", "claimed", "refused", "local_offset", "unwanted",
     }
 )  # fmt: skip
 

@@ -177,13 +177,13 @@ class PilotsStand(Struct, frozen=True):
     hopeless: str  # why no host is to be had by them or otherwise; "": one may be
 
 
-class Strays(Struct, frozen=True):
+class Unwanted(Struct, frozen=True):
     """Jobs of which attempts live somewhere that were taken for lost, all of them."""
 
     jobs: frozenset[JobId]
 
 
-Observation: TypeAlias = Seen | HostHere | HostAway | PilotsStand | Strays
+Observation: TypeAlias = Seen | HostHere | HostAway | PilotsStand | Unwanted
 
 
 class ClaimGranted(Struct, frozen=True):

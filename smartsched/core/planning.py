@@ -90,7 +90,7 @@ class _Planner:
         self._unmet: set[str] = set()
         self._waits_elsewhere: Wait | None = None  # what waits, but not for a GPU
         # Two attempts at one job must not meet: what the first left behind has to go before.
-        self._lingering = {run.job for run in state.runs} | state.strays
+        self._lingering = {run.job for run in state.runs} | state.unwanted
         self._hopeless: Mapping[Asked, str] = {}
         self._gpuless = any(asked_of(state.policy, asked)[0] == 0 for asked in state.asked)
         self.made = Plan()

@@ -24,8 +24,8 @@ from smartsched.core.model import (
     PilotsStand,
     SamplerTrouble,
     Snapshot,
-    Strays,
     Timestamp,
+    Unwanted,
 )
 from smartsched.core.state import Host, Refusal, State
 
@@ -45,8 +45,8 @@ def see(state: State, observation: Observation, now: Timestamp) -> None:
             _lose_sight(state, observation)
         case PilotsStand():
             state.pilots = observation
-        case Strays(jobs):
-            state.strays = jobs
+        case Unwanted(jobs):
+            state.unwanted = jobs
         case Snapshot():
             _see_gpus(state, observation, now)
         case _:

@@ -156,7 +156,7 @@ class State(Struct):
     hosts: dict[HostName, Host] = field(default_factory=dict)  # that were here; a box has none
     pilots: PilotsStand | None = None  # None: there are none
     # Attempts at these live somewhere, and nobody wants them.
-    strays: frozenset[JobId] = frozenset()
+    unwanted: frozenset[JobId] = frozenset()
     meters: dict[RunKey, Meter] = field(default_factory=dict)
     # By command shape: what this run has learned, and that with what earlier ones had.
     learned: dict[str, Footprint] = field(default_factory=dict)

@@ -16,7 +16,7 @@ class FleetGpus:
     def take(self, now: Timestamp) -> Sequence[Observation]:
         self._hosts.pump(now)
         self._hosts.announce()
-        self._hosts.tell_strays()
+        self._hosts.tell_unwanted()
         taken, self._hosts.observations = self._hosts.observations, []
         return taken
 

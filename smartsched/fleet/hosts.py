@@ -46,8 +46,8 @@ from smartsched.core.model import (
     Running,
     Snapshot,
     Stopping,
-    Strays,
     Timestamp,
+    Unwanted,
 )
 from smartsched.core.offset import Offset
 from smartsched.core.state import State
@@ -83,7 +83,7 @@ class Hosts:
         self._only = only
         self._recruiter = recruiter or NoRecruiter()
         self._named = frozenset(named)
-        self._strays: frozenset[JobId] = frozenset()  # as it was last told
+        self._unwanted: frozenset[JobId] = frozenset()  # as it was last told
         self._now: Timestamp = 0.0  # of the present tick
         self._owners: dict[str, HostName] = {}  # of GPUs, by their UUIDs
         self.terms = terms or Terms()
@@ -174,16 +174,16 @@ class Hosts:
                 host.announced = host.leaves
                 self._say_it_is_here(host, host.hello)
 
-    def tell_strays(self) -> None:
+    def tell_unwanted(self) -> None:
         """To the observations, of which jobs attempts live that nobody wants any more: others at
         them have to wait for that."""
         if self._only is not None:
             return
         living = (run for host in self.by_name.values() for run in host.living)
-        strays = frozenset(run.job for run in living if run not in self._state.runs)
-        if strays != self._strays:
-            self._strays = strays
-            self.observations.append(Strays(strays))
+        jobs = frozenset(run.job for run in living if run not in self._state.runs)
+        if jobs != self._unwanted:
+            self._unwanted = jobs
+            self.observations.append(Unwanted(jobs))
 
     def _is_mute(self, host: Host, now: Timestamp) -> bool:
         """Whether it hangs, though its connection does not."""

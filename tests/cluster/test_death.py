@@ -143,6 +143,7 @@ def test_a_host_whose_agent_was_told_to_end_as_before_a_reboot_is_used_again(lab
 
 
 @pytest.mark.skipif(not Path("/etc/machine-id").exists(), reason="machines have no ids here")
+@pytest.mark.soak  # leases take their time
 def test_another_machine_that_answers_to_a_hosts_name_does_not_make_its_jobs_run_twice(lab: Lab):
     """It knows nothing of them, and they go on until their lease is over."""
     first, other = lab.boot("gpu1", "gpu2", gpus=1, private_home=True)

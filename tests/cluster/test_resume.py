@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.cli.harness import MOMENT, Session
 from tests.cluster.runs import (
     all_once,
@@ -157,6 +159,7 @@ def test_who_keeps_jobs_of_lost_hosts_can_say_that_they_are_gone(lab: Lab):
     assert set(outcomes(lab).values()) == {"ok"}
 
 
+@pytest.mark.soak  # leases take their time
 def test_jobs_without_an_agent_are_gone_once_the_user_says_so(lab: Lab):
     lab.boot("gpu1", gpus=1)
     lab.machine.add_gpu(StubGpu(0, uuid="GPU-of-the-head"))

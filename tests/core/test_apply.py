@@ -45,6 +45,7 @@ from smartsched.core.model import (
     Lost,
     Placement,
     Position,
+    RunKey,
     Running,
     Stopping,
 )
@@ -289,6 +290,17 @@ def test_a_job_was_not_requeued_later_than_now():
 
     assert state.queue[0].requeued_at == T0 - HOUR
     assert state.queue[1].requeued_at == float("-inf")
+
+
+def test_a_job_of_which_nothing_was_started_after_all_does_not_wait_for_what_the_clock_showed():
+    again = RunKey(JobId(1), 2)
+    retried: list[Event] = [*ran(1), requeued(1, at=T0 + 5, not_before=T0 + 9)]
+    state = set_back(*retried, RunPlaced(T0 + 9, again, a_placement()))
+
+    apply(state, RunRevoked(T0 - HOUR, again))
+
+    assert state.queue[0].id == 1
+    assert state.queue[0].not_before == float("-inf")
 
 
 def test_times_that_are_past_stay_as_they_are():

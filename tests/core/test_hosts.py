@@ -35,6 +35,7 @@ from smartsched.core.model import (
     HostAway,
     HostHere,
     HostName,
+    JobId,
     Killed,
     Lost,
     PilotsStand,
@@ -42,6 +43,7 @@ from smartsched.core.model import (
     Placement,
     Run,
     SamplerTrouble,
+    Unwanted,
 )
 from smartsched.core.settle import settle
 from smartsched.core.standing import BEING_STARTED
@@ -136,6 +138,20 @@ def test_jobs_start_on_the_gpus_of_all_hosts_and_these_are_called_by_their_hosts
     here(state, GPU2, on(0, GPU2))
 
     assert starts(decided(state)) == [(1, "gpu1/0"), (2, "gpu2/0")]
+
+
+def test_a_job_of_which_an_attempt_lives_that_was_taken_for_lost_waits_for_its_end():
+    state = a_cluster("a", "b")
+    here(state, GPU1, on(0, GPU1), on(1, GPU1))
+
+    sight.see(state, Unwanted(frozenset({JobId(1)})), T0)
+
+    decision = decided(state)
+    assert starts(decision) == [(2, "gpu1/0")]
+    assert decision.waiting is not None
+    assert "job 1 left processes behind" in str(decision.waiting.why)
+    sight.see(state, Unwanted(frozenset()), T0)
+    assert (1, "gpu1/0") in starts(decided(state))
 
 
 def test_a_job_on_several_gpus_is_on_one_host():
