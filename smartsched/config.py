@@ -294,12 +294,12 @@ def _of_no_effect_on_giving_way(
 
 
 def _of_no_effect_on_hosts(args: argparse.Namespace, flags: Collection[str]) -> Iterator[str]:
-    lonely, goes_with = set(), "--hosts, --slurm or --listen"
+    of_slurm = {"pilots", "gpus_per_pilot"}
+    lonely = set() if args.slurm is not None else of_slurm.intersection(flags)
     if not spans_hosts(args):
-        lonely = _OF_SEVERAL_HOSTS.intersection(flags)
-    elif args.slurm is None:
-        lonely, goes_with = {"pilots", "gpus_per_pilot"}.intersection(flags), "--slurm"
+        lonely |= _OF_SEVERAL_HOSTS.intersection(flags)
     for option in sorted(lonely):
+        goes_with = "--slurm" if option in of_slurm else "--hosts, --slurm or --listen"
         yield f"--{option.replace('_', '-')} goes with {goes_with}"
     starts_none = spans_hosts(args) and args.hosts is None and args.slurm is None
     if starts_none and "remote_command" in flags:

@@ -125,6 +125,7 @@ def test_who_keeps_lost_jobs_has_no_lease():
     ("words", "note"),
     [
         (["--lease", "1h"], "--lease goes with --hosts, --slurm or --listen"),
+        (["--pilots", "2"], "--pilots goes with --slurm"),
         (["--sync-logs"], "--sync-logs goes with --hosts, --slurm or --listen"),
         (["--hosts", "a", "--pilots", "2"], "--pilots goes with --slurm"),
         (

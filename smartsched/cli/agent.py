@@ -38,6 +38,10 @@ def main(words: list[str]) -> int:
     args = build_parser().parse_args(words)
     from smartsched.cli import hosting
 
+    if args.host is not None:
+        from smartsched.core.host_list import check_name
+
+        check_name(args.host)
     if args.serve is not None:
         return hosting.serve_folder(args)
     if args.join == "-":

@@ -31,6 +31,8 @@ class HostsOnlooker(Onlooker):
         cluster = config.cluster
         if cluster is not None and cluster.slurm is not None and not cluster.hosts:
             raise UsageError("which GPUs Slurm will grant cannot be seen before: leave out --slurm")
+        if cluster is not None and not cluster.hosts:
+            raise UsageError("who will join by hand cannot be seen before: leave out --listen")
         self._config = config
         self.clock = SteadyClock()
         self.waiter = Waiter(self.clock)

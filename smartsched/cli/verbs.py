@@ -67,8 +67,9 @@ def verb(name: str) -> Verb:
 def what_to_do(parser: argparse.ArgumentParser, message: str) -> str:
     """After a parser's complaint: what its first unknown word may have meant, or where to look."""
     see = f"; see {parser.prog} --help"
-    unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
-    if unknown == message or not unknown.startswith("--"):
+    _, said, unknown = message.partition("unrecognized arguments: ")
+    unknown = unknown.split(" ")[0].split("=")[0]
+    if not said or not unknown.startswith("--"):
         return see
     from difflib import get_close_matches
 

@@ -18,6 +18,7 @@ _USER = r"(?:(?P<user>[\w.][\w.+@\\-]*)@)?"
 _PLAIN = r"(?P<plain>\w[\w.-]*)"
 _BRACKETED = r"\[(?P<bracketed>[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?)\]"
 _HOST = re.compile(rf"{_USER}(?:{_PLAIN}|{_BRACKETED})(?::(?P<port>[0-9]{{1,5}}))?")
+_NAME = re.compile(r"\w[\w.-]{0,252}", re.ASCII)
 _HIGHEST_PORT = 65535
 _LONGEST_SHOWN = 80
 
@@ -60,6 +61,13 @@ def parse_hosts(listed: str | None, files: Iterable[tuple[str, str]] = ()) -> tu
         HostSpec(_name(entry, ports[entry.same_host] > 1), entry.user, entry.address, entry.port)
         for entry in entries
     )
+
+
+def check_name(name: str) -> str:
+    """What a host may be called by whoever joins by hand. Raises UsageError."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{_shown(name)} is no name of a host: write it as in gpu2")
+    return name
 
 
 def as_text(hosts: Iterable[HostSpec]) -> str:

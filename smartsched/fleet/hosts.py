@@ -324,9 +324,9 @@ class Hosts:
         runs = len(self.believed().get(host.name, []))
         if not runs or self.terms.lease_seconds is None:
             return ""
-        job, they = ("its job is", "it") if runs == 1 else (f"its {runs} jobs are", "they")
+        job, them = ("its job is", "it") if runs == 1 else (f"its {runs} jobs are", "them")
         soon = words.duration(self.terms.lost_after_seconds)
-        return f"; {job} started anew if nothing is heard of {they} within {soon}"
+        return f"; {job} started anew if nothing is heard of {them} within {soon}"
 
     def _words_on_version(self, host: Host, hello: Hello) -> str:
         """An agent that is killed leaves its jobs running, and the next takes them up."""

@@ -205,3 +205,12 @@ def test_no_key_is_in_what_an_agent_shows_of_itself(credentials: Credentials):
 
     key = json.loads(Path("join").read_text())["credentials"]["key_pem"].splitlines()[1]
     assert not any(key.encode() in text for text in shown)
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "x,y", "-q", "", "\x1b[31m", "n" * 300])
+def test_what_cannot_be_a_name_of_a_host_is_refused(name: str):
+    done = agent("--join", "join", f"--host={name}")
+
+    assert done.returncode == 2
+    assert "is no name of a host: write it as in gpu2" in done.stderr
+    assert done.stderr.count("\n") == 1

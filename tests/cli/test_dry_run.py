@@ -217,3 +217,10 @@ def test_others_cannot_write_to_our_terminal_by_their_command_lines(box: Box):
     assert "\x1b" not in done.out
     assert "\x07" not in done.out
     assert "[red]" in done.out or "…" in done.out
+
+
+def test_who_will_join_by_hand_cannot_be_seen_before(box: Box):
+    done = box.run("--dry-run", "--listen", "127.0.0.1")
+
+    assert (done.status, done.out) == (2, "")
+    assert "leave out --listen" in done.err
