@@ -81,7 +81,7 @@ class Onlooker:
         self.say_that_it_takes_time()
         deadline = self.window_closes_at()
         while self.window_is_open() and self.clock.now() < deadline:
-            self.waiter.wait(min(self.sampler.wake_at(), deadline))
+            self._wait(deadline)
             self.take()
 
     def say_that_it_takes_time(self) -> None:
@@ -96,3 +96,7 @@ class Onlooker:
     def close(self) -> None:
         self.sampler.close()
         self.waiter.close()
+
+    def _wait(self, deadline: Timestamp) -> None:
+        """For something new."""
+        self.waiter.wait(min(self.sampler.wake_at(), deadline))

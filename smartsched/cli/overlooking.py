@@ -77,15 +77,6 @@ class HostsOnlooker(Onlooker):
             see(self.state, observation, now)
         return news
 
-    def watch_for_the_window(self) -> None:
-        if not self.window_is_open():
-            return
-        self.say_that_it_takes_time()
-        deadline = self.window_closes_at()
-        while self.window_is_open() and self.clock.now() < deadline:
-            self._wait(deadline)
-            self.take()
-
     def close(self) -> None:
         self._site.finish()
         self._stack.close()
