@@ -104,11 +104,11 @@ def parse(
     words: Sequence[str], on_flags: Callable[[Mapping[str, Any]], None] = lambda _: None
 ) -> argparse.Namespace:
     """Exits with 0 after --help and --version, with 2 on what cannot be parsed. `on_flags` is told
-    what they say before any file of settings is read."""
+    what they say before any file of settings is read, and how often to sample by default."""
     options, command = _split_off_command(list(words))
     parser = build_parser()
     flags = given(parser, options)
-    on_flags(flags)
+    on_flags({"interval": parser.get_default("interval"), **flags})
     from smartsched.cli import settings  # not for --help, which is to come at once
 
     args = _layered(parser, settings.read(parser), {}, flags)

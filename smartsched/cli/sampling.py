@@ -17,7 +17,6 @@ from smartsched.core.sampling import SECRETS, sampler_arguments
 
 # -P: a pynvml.py that happens to lie in the current folder is not the driver's
 _COMMAND = ("-P", "-c", "import sys; from smartsched.cli import main; sys.exit(main())")
-_BY_DEFAULT = "1s"
 _KILLED_WITHIN_SECONDS = 1.0
 # Options with which nothing is sampled here, or what the run itself remembers.
 _ELSEWHERE = ("resume", "hosts", "hosts_file", "slurm", "listen")
@@ -40,10 +39,10 @@ class Ahead:
         self._arguments: tuple[str, ...] = ()
         self._begun: Begun | None = None
 
-    def begin(self, flags: Mapping[str, Any]) -> None:
-        """`flags`: what the command line says, and no file yet. Why it cannot begin is told by
-        whoever begins it again."""
-        arguments = _arguments_by({"interval": _BY_DEFAULT, **flags})
+    def begin(self, options: Mapping[str, Any]) -> None:
+        """By the command line alone, and by no file yet. Why it cannot begin is told by whoever
+        begins it again."""
+        arguments = _arguments_by(options)
         if arguments is not None:
             self._arguments = arguments
             with suppress(OSError):
