@@ -18,7 +18,7 @@ from smartsched.core.events import (
     RunPostponed,
     RunRevoked,
 )
-from smartsched.core.model import Killed, Lost, Run, RunKey, Timestamp
+from smartsched.core.model import Ending, Killed, Lost, Run, RunKey, Timestamp
 from smartsched.errors import UsageError
 from smartsched.ports import LocalLauncher
 
@@ -108,7 +108,7 @@ class _Launcher:
     def _news(self, now: Timestamp) -> Iterator[_News]:
         for event in self._launcher.take(now):
             if isinstance(event, RunExited) and event.run not in self._asked:
-                if self._pilot.is_ended or not _may_be_the_systems(event):
+                if self._pilot.is_ended or not may_be_the_systems(event.ending):
                     yield self._judged(event)
                 else:
                     self._doubts[event.run] = _Doubt(event, now + _IN_DOUBT_SECONDS)
@@ -133,5 +133,6 @@ class _Launcher:
         return replace(event, ending=Lost(_WHY)) if self._pilot.is_ended else event
 
 
-def _may_be_the_systems(event: RunExited) -> bool:
-    return event.ending in (Killed(signal.SIGTERM), Killed(signal.SIGKILL))
+def may_be_the_systems(ending: Ending) -> bool:
+    """Whether a batch system that ends its job would end a run so."""
+    return ending in (Killed(signal.SIGTERM), Killed(signal.SIGKILL))

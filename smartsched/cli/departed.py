@@ -6,17 +6,16 @@ It is for the file system that nodes share; where there is none, nothing is foun
 
 import os
 import shutil
-import signal
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from smartsched.cli.batch import may_be_the_systems
 from smartsched.cli.host import this_host
 from smartsched.cli.hosting import token_of
 from smartsched.core.events import RunExited, RunLaunched
 from smartsched.core.model import (
     HostName,
-    Killed,
     ProcessId,
     Run,
     Running,
@@ -56,7 +55,7 @@ class Departed:
             if record is None or record.status is None or record.changed_at >= doubtful_from:
                 continue
             ending, at = as_shells_say(record.status), min(now, record.changed_at)
-            if ending in (Killed(signal.SIGTERM), Killed(signal.SIGKILL)):
+            if may_be_the_systems(ending):
                 continue
             if isinstance(run.status, Starting):
                 process = ProcessId(record.pid or 0, 0, "")
