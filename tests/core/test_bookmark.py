@@ -51,6 +51,7 @@ from tests.builders import (
     launched,
     placed,
 )
+from tests.core.anything import JSON
 
 BEGAN = events.RunBegan(T0, "run", HOST, "/here", ("list",), None, "{}", "run.1", "place")
 MARK = Mark(7, 1234, 99)
@@ -210,13 +211,6 @@ def test_with_another_byte_anywhere_it_is_not_believed():
 @given(st.binary(max_size=300))
 def test_garbage_is_not_believed(garbage: bytes):
     assert read(garbage) is None
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=5), values),
-    max_leaves=6,
-)
 
 
 @pytest.mark.parametrize("field", ["journal", "began", "inputs", "requests", "state"])

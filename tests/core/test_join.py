@@ -13,6 +13,7 @@ from smartsched.core import join as joins
 from smartsched.core.credentials import Credentials
 from smartsched.core.join import Join
 from smartsched.errors import BadMessageError
+from tests.core.anything import JSON
 
 JOIN = Join(
     version="1.0",
@@ -161,15 +162,6 @@ def test_a_file_that_lacks_something_is_refused(name: str):
 )
 def test_a_value_of_the_wrong_kind_is_refused(changes: dict[str, Any]):
     assert is_refused(saying(**changes))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
 
 
 @given(st.sampled_from(list(json.loads(joins.encode(JOIN)))), JSON)

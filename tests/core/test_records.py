@@ -33,6 +33,7 @@ from smartsched.core.model import (
 from smartsched.core.records import VERSION, as_object, decode_line, encode
 from smartsched.errors import JournalDamagedError
 from tests.builders import HOST, T0, a_key, a_placement, a_process_id, a_run, a_spec
+from tests.core.anything import JSON
 
 RAW = b"echo \xff\xfe\xc3".decode("utf-8", "surrogateescape")
 TWO_GPUS = Placement(
@@ -270,13 +271,6 @@ def test_bytes_that_are_no_record_are_damage(garbage: bytes):
 @given(st.binary(max_size=60))
 def test_bytes_that_are_no_record_are_damage_though_their_checksum_is_right(garbage: bytes):
     assert is_damaged(sealed(garbage))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=5), values),
-    max_leaves=6,
-)
 
 
 @given(JSON)

@@ -52,6 +52,7 @@ from smartsched.core.model import (
 )
 from smartsched.errors import BadMessageError
 from tests.builders import HOST, T0, a_key, a_placement, a_process_id, a_run, a_sample, a_snapshot
+from tests.core.anything import JSON
 from tests.core.test_codec import gpus
 
 TIMES = st.floats(-1e14, 1e14)
@@ -340,15 +341,6 @@ def test_a_number_of_what_is_counted_that_is_none_is_refused(kind: str, value: A
     name = {"orders": "acknowledged", "report": "obeyed", "hello": "cores"}[kind]
 
     assert is_refused(kind, saying(kind, **{name: value}))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
 
 
 def mutated(value: Any, steps: list[int], other: Any) -> Any:
