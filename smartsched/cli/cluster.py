@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from smartsched import __version__
 from smartsched.cli.departed import Departed
+from smartsched.cli.hub_transport import HubTransport
 from smartsched.cli.piloting import PilotRecruiter
 from smartsched.cli.recruiting import Part, Recruiters, SshRecruiter
 from smartsched.cli.session import state_folder
@@ -24,14 +23,10 @@ from smartsched.core import join as joins
 from smartsched.core import slurm, wire, words
 from smartsched.core.host_list import HostSpec
 from smartsched.core.join import Join
-from smartsched.core.messages import Came, Connection, Garbled, News, Orders, Said, Went
-from smartsched.core.model import HostName, Timestamp
 from smartsched.core.pilots import Pilots
 from smartsched.core.state import State
 from smartsched.edges.authority import Authority
 from smartsched.edges.clock import SteadyClock
-from smartsched.edges.engine import hub as engine
-from smartsched.edges.engine.channel import LARGEST_MESSAGE_BYTES
 from smartsched.edges.engine.hub import Hub
 from smartsched.edges.outputs import log_name
 from smartsched.edges.runs import RunFolder
@@ -40,7 +35,7 @@ from smartsched.edges.slurm.asking import check
 from smartsched.edges.slurm.pilots import Slurm
 from smartsched.edges.starter import SshStarter
 from smartsched.edges.waiter import Waiter
-from smartsched.errors import BadMessageError, StateError
+from smartsched.errors import StateError
 from smartsched.fleet.host import Terms
 from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import keep_logs
@@ -57,51 +52,8 @@ _LAST_LOGS_SECONDS = 60.0
 _PILOTS_GOODBYE_SECONDS = 30.0
 # As Slurm's warnings may be, and then there is all that has to be said to and fro.
 _WARNING_IS_LATE_SECONDS = 60.0
-_SLOWEST_ROUTINE_SECONDS = 0.25
 _IS_MARK = re.compile(r"\.[0-9a-f]{16}")
 Warn = Callable[[str], None]
-
-
-class HubTransport:
-    """A Transport whose messages are bytes."""
-
-    def __init__(self, hub: Hub, clock: SteadyClock, warn: Warn) -> None:
-        self._hub = hub
-        self._clock = clock
-        self._warn = warn
-
-    def send(self, connection: Connection, orders: Orders) -> bool:
-        message = wire.encode_orders(replace(orders, sent_at=self._clock.now()))
-        if len(message) > LARGEST_MESSAGE_BYTES:
-            return False
-        self._hub.send(connection, message)
-        return True
-
-    def take(self, now: Timestamp) -> list[News]:
-        return [said for news in self._hub.take() if (said := self._read(news)) is not None]
-
-    def drop(self, connection: Connection, why: str, keep_out_seconds: float = 0.0) -> None:
-        self._hub.drop(connection, why, keep_out_seconds)
-
-    def wake_at(self) -> Timestamp:
-        return float("inf")  # its descriptor wakes us
-
-    def _read(self, news: engine.News) -> News | None:
-        if isinstance(news, engine.Refused):
-            self._warn(f"somebody at {news.peer} was not let in: {news.why}")
-            return None
-        host, connection = HostName(news.host), news.connection
-        try:
-            match news:
-                case engine.Came(hello=hello):
-                    return Came(host, wire.decode_hello(hello), connection)
-                case engine.Said(message=message, at_monotonic=at):
-                    report = wire.decode_report(message, host)
-                    return Said(host, report, self._clock.at_monotonic(at), connection)
-                case engine.Went(why=why):
-                    return Went(host, why, connection)
-        except BadMessageError as error:
-            return Garbled(host, str(error), connection)
 
 
 class ClusterSite:
