@@ -1,46 +1,37 @@
-"""The agent's life: the edges of this host are put together, and orders and reports go to and fro
-until the run is over, or its dispatcher is gone for good and nothing runs."""
+"""The agent's life: orders and reports go to and fro until the run is over, or its dispatcher is
+gone for good and nothing runs."""
 
-import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import ExitStack
 
-from smartsched import __version__
 from smartsched.agent import Agent
 from smartsched.cli.batch import Pilot
 from smartsched.cli.claiming import claims_in
 from smartsched.cli.departed import mark_the_end
-from smartsched.cli.host import this_place
-from smartsched.cli.hosting import JoinSource, host_of, join_came_at, read_join, token_of
-from smartsched.cli.limits import read_limits
-from smartsched.cli.sampling import SamplerProcess
-from smartsched.cli.session import default_state
-from smartsched.cli.wiring import start_sampler
-from smartsched.config import offered_gpus, shell_for
+from smartsched.cli.host_parts import (
+    Guarded,
+    HostLease,
+    addresses_of,
+    hello_of,
+    is_shared,
+    lease_file,
+    logs_of,
+    processes_of,
+    sampler_of,
+    say,
+)
+from smartsched.cli.hosting import JoinSource, host_of, join_came_at, read_join
+from smartsched.config import offered_gpus
 from smartsched.core import wire
 from smartsched.core.join import Join
-from smartsched.core.limits import Limits
-from smartsched.core.messages import Hello
-from smartsched.core.model import GpuKey, JobId, RunKey, SamplerTrouble, Seen, Timestamp
-from smartsched.edges.attempts import WRAPPER, Attempts, leased_wrapper
-from smartsched.edges.clock import SteadyClock, on_the_wall
+from smartsched.core.model import Timestamp
+from smartsched.edges.clock import SteadyClock
 from smartsched.edges.engine.link import Connected, Disconnected, Link, Message, NotReached
-from smartsched.edges.family import Family
-from smartsched.edges.lease import Lease, uptime_seconds
-from smartsched.edges.outputs import LogFiles
-from smartsched.edges.processes import Processes
-from smartsched.edges.runs import JOBS, RunFolder
-from smartsched.edges.sampler import Sampler
+from smartsched.edges.runs import RunFolder
 from smartsched.edges.shipping import LogFeed
-from smartsched.edges.spawning import Spawner
 from smartsched.edges.waiter import Waiter
-from smartsched.edges.watchdog import watchdog
-from smartsched.errors import BadMessageError, StateError, UsageError
-from smartsched.ports import Clock
-from smartsched.ports import Sampler as AnySampler
+from smartsched.errors import BadMessageError, StateError
 
 _REPORT_EVERY_SECONDS = 1.0
 # Without a dispatcher, and with nothing that runs: as long as a lease lasts, and no longer than so.
@@ -102,16 +93,16 @@ class _Service:
         self._logs_until: Timestamp = float("inf")
         self._joins_read_at = 0.0
         self._join_came_at = 0  # which of the files in our folder was read; 0: none yet
-        lease = None if join.lease_seconds is None else HostLease(_lease_file(join), clock)
+        lease = None if join.lease_seconds is None else HostLease(lease_file(join), clock)
         self._lease = lease
-        self._output = _logs(join)
+        self._output = logs_of(join)
         stack.callback(self._output.close)
-        self._processes = _processes(
+        self._processes = processes_of(
             stack, join, folder, waiter, self._output, self._sampler_pids, lease
         )
-        self._sampler = _sampler(stack, join, clock, waiter)
+        self._sampler = sampler_of(stack, join, clock, waiter)
         self._guarded = Guarded(self._sampler, join)
-        claims = claims_in(join.claims, join.run_name, _say)
+        claims = claims_in(join.claims, join.run_name, say)
         stack.callback(claims.close)
         self._agent = Agent(
             host_of(join),
@@ -164,11 +155,11 @@ class _Service:
 
     def _addresses(self, join: Join) -> list[str]:
         """A pilot may have inherited who came by ssh to where it was submitted."""
-        return list(_addresses(join) if self._pilot is None else join.addresses)
+        return list(addresses_of(join) if self._pilot is None else join.addresses)
 
     def _feed(self) -> LogFeed | None:
         """Logs are sent where the dispatcher cannot read them."""
-        if not self._join.sends_logs or _is_shared(self._join):
+        if not self._join.sends_logs or is_shared(self._join):
             return None
         return LogFeed(self._output.path, self._clock.now)
 
@@ -213,7 +204,7 @@ class _Service:
 
     def _leave(self) -> None:
         if not self._agent.leaves:
-            _say("leaving: its jobs are told to save their state, and started anew elsewhere")
+            say("leaving: its jobs are told to save their state, and started anew elsewhere")
         self._agent.leaves = True
         self._report_at = float("-inf")
 
@@ -221,17 +212,17 @@ class _Service:
         for news in self._link.take():
             match news:
                 case Connected(address):
-                    _say(f"connected to the dispatcher at {address}")
+                    say(f"connected to the dispatcher at {address}")
                     self._is_connected = True
                     self._report_at = float("-inf")
                     self._agent.joined()
                 case Message(message, at_monotonic):
                     self._obey(message, self._clock.at_monotonic(at_monotonic))
                 case Disconnected(why):
-                    _say(f"disconnected: {why}")
+                    say(f"disconnected: {why}")
                     self._is_connected = False
                 case NotReached(address, why):
-                    _say(f"cannot reach {address}: {why}")
+                    say(f"cannot reach {address}: {why}")
         if self._is_connected:
             self._last_contact = now
         else:
@@ -241,7 +232,7 @@ class _Service:
         try:
             orders = wire.decode_orders(message)
         except BadMessageError as error:
-            _say(f"orders that cannot be read: {error}")
+            say(f"orders that cannot be read: {error}")
             self._link.drop()  # over another connection all that counts is said again
             return
         if orders.renewed is not None:
@@ -277,166 +268,3 @@ def patience_without_dispatcher(join: Join, *, is_pilot: bool) -> float:
     lease = float("inf") if join.lease_seconds is None else join.lease_seconds
     longest = _PILOT_WAITS_SECONDS if is_pilot else _WAITS_FOR_ITS_DISPATCHER_SECONDS
     return min(lease, longest)
-
-
-class HostLease:
-    """The lease of this host's runs, in the agent's terms and in those of whoever starts them."""
-
-    def __init__(self, file: Lease, clock: Clock) -> None:
-        self._file, self._clock = file, clock
-        self._trouble = ""  # that was said last
-        self.arguments, self.expired = file.arguments, file.expired
-        self.forget, self.remove = file.forget, file.remove
-
-    def renew(self, until: Timestamp) -> None:
-        """Whatever holds us up, also between both clocks, makes it no longer."""
-        try:
-            up = uptime_seconds()
-            self._file.renew(up + until - self._clock.now())
-        except StateError as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                _say(self._trouble)
-
-
-def _lease_file(join: Join) -> Lease:
-    return Lease(token_of(join.run_id, join.host), grace_seconds=join.grace_seconds)
-
-
-class Guarded:
-    """A sampler that says nothing but what is wrong, where commands could not run at all."""
-
-    def __init__(self, sampler: AnySampler, join: Join) -> None:
-        self._sampler = sampler
-        self._join = join
-        self.why = ""  # no command can run; "": they can
-        self._look()
-
-    def take(self, now: Timestamp) -> Sequence[Seen]:
-        seen = self._sampler.take(now)
-        if self.why and seen:
-            self._look()
-        return [SamplerTrouble(host_of(self._join), self.why)] if self.why and seen else seen
-
-    def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None:
-        """Something is to be started."""
-        self._look()
-        self._sampler.refresh(gpus, now)
-
-    def _look(self) -> None:
-        """Not all the time while it is there: a file system of the network may hang."""
-        self.why = "" if _directory(self._join) else _no_directory(self._join)
-
-    def wake_at(self) -> Timestamp:
-        return self._sampler.wake_at()
-
-
-def _no_directory(join: Join) -> str:
-    also = f", nor {join.other_directory}" if join.other_directory else ""
-    return f"there is no folder {join.directory}{also}: name one that is there with --wd"
-
-
-def _directory(join: Join) -> str | None:
-    """Where the commands run; None: nowhere."""
-    places = (join.directory, join.other_directory)
-    return next((place for place in places if place and os.path.isdir(place)), None)
-
-
-def _sampler(stack: ExitStack, join: Join, clock: SteadyClock, waiter: Waiter) -> Sampler:
-    sampler = start_sampler(
-        waiter,
-        clock,
-        SamplerProcess(join.sampler_arguments),
-        join.patience_seconds,
-        host_of(join),
-    )
-    stack.callback(sampler.close)
-    return sampler
-
-
-def _processes(
-    stack: ExitStack,
-    join: Join,
-    folder: RunFolder,
-    waiter: Waiter,
-    output: LogFiles,
-    others: Callable[[], Sequence[int]],
-    lease: HostLease | None,
-) -> Processes:
-    spawner = Spawner(
-        shell=shell_for(join.shell),
-        environment=os.environb,
-        run_name=join.run_name,
-        run_id=join.run_id,
-        wrapper=WRAPPER if lease is None else leased_wrapper(watchdog()),
-        nice=join.nice,
-        lease=lease,
-        stand_in=(join.directory, join.other_directory) if join.other_directory else None,
-    )
-    stack.callback(spawner.close)
-    return Processes(
-        waiter,
-        run_id=join.run_id,
-        spawner=spawner,
-        output=output,
-        attempts=Attempts(folder.make_folder(JOBS)),
-        family=Family(others),
-        checkpoint_signal=join.checkpoint_signal or signal.SIGTERM,
-        lease=lease,
-    )
-
-
-def _logs(join: Join) -> LogFiles:
-    """At the same place as where the dispatcher is, if it can be. The way there is not made: then
-    the folder in which commands are to run would seem to be here."""
-    with suppress(UsageError):
-        if os.path.isdir(os.path.dirname(join.logs)):
-            return LogFiles(Path(join.logs) / join.run_name, resumed=True)
-    return LogFiles(default_state() / "logs" / join.run_name, resumed=True)
-
-
-def _is_shared(join: Join) -> bool:
-    """Whether what is written there can be read where the dispatcher is."""
-    return os.path.exists(os.path.join(join.logs, join.run_name, join.logs_mark))
-
-
-def hello_of(join: Join, clock: SteadyClock, pilot: Pilot | None, output: LogFiles) -> Hello:
-    """Raises UsageError for limits that cannot be meant; what a batch system grants has none."""
-    limits = read_limits() if pilot is None else Limits()
-    return Hello(
-        __version__,
-        os.urandom(8).hex(),
-        os.uname().nodename,
-        (pilot and pilot.cores) or os.cpu_count() or 1,
-        _is_shared(join),
-        "" if pilot is None else pilot.number,
-        clock.now(),
-        {
-            "pid": os.getpid(),
-            "python": sys.version.split()[0],
-            "directory": _directory(join),
-            "logs": os.path.dirname(output.path(RunKey(JobId(1), 1))),
-        },
-        is_unfit=_directory(join) is None,
-        machine=this_place().partition("/")[0],
-        most_gpus=limits.most_gpus,
-        leave_free=limits.leave_free,
-    )
-
-
-def _addresses(join: Join) -> Sequence[str]:
-    """Where ssh came from is where the dispatcher is, if no other host is between the two."""
-    from smartsched.config import came_by_ssh_from
-
-    client = came_by_ssh_from()
-    ports = list(dict.fromkeys(address.rpartition(":")[2] for address in join.addresses))
-    if client is None or not ports:
-        return join.addresses
-    host = f"[{client}]" if ":" in client else client
-    return list(dict.fromkeys([*(f"{host}:{port}" for port in ports), *join.addresses]))
-
-
-def _say(text: str) -> None:
-    """A full disk must not end us."""
-    with suppress(OSError):
-        print(f"smartsched: {on_the_wall(SteadyClock().now())} {text}", file=sys.stderr, flush=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from smartsched.cli import serving
-from smartsched.cli.serving import Guarded, HostLease, hello_of, patience_without_dispatcher
+from smartsched.cli import host_parts
+from smartsched.cli.host_parts import Guarded, HostLease, hello_of
+from smartsched.cli.serving import patience_without_dispatcher
 from smartsched.core.credentials import Credentials
 from smartsched.core.hours import parse_cap
 from smartsched.core.limits import Limits
@@ -51,7 +52,7 @@ def test_whatever_holds_an_agent_up_makes_no_lease_longer(tmp_path: Path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
 def test_an_agent_whose_words_find_no_room_goes_on():
-    program = "from smartsched.cli.serving import _say; _say('something'); print('goes on')"
+    program = "from smartsched.cli.host_parts import say; say('something'); print('goes on')"
 
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
@@ -118,7 +119,7 @@ def test_an_agent_says_what_the_administrator_of_its_host_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     limits = Limits(most_gpus=parse_cap("2@09-18"), leave_free=parse_cap("1"))
-    monkeypatch.setattr(serving, "read_limits", lambda: limits)
+    monkeypatch.setattr(host_parts, "read_limits", lambda: limits)
     join, output = a_join(Credentials("", "", "")), LogFiles(tmp_path / "logs")
 
     hello = hello_of(join, SteadyClock(), None, output)
