@@ -24,6 +24,9 @@ class SshRecruiter:
         self._has_begun = False
         self._here: set[HostName] = set()
         self._joins_by: dict[HostName, tuple[Timestamp, Started]] = {}
+        self._again_at: dict[
+            HostName, Timestamp
+        ] = {}  # who was here and has gone, or was sent away
 
     def take(self, now: Timestamp) -> list[HostAway]:
         news = self._begin(now)
@@ -35,7 +38,7 @@ class SshRecruiter:
             if isinstance(each, NotStarted):
                 again = words.duration(each.retry_at - now)
                 news.append(HostAway(each.host, f"{each.why}; trying again in {again}"))
-            elif each.host not in self._here:
+            elif each.host not in self._here and now >= self._again_at.get(each.host, now):
                 self._joins_by[each.host] = (now + _JOINS_WITHIN_SECONDS, each)
         return news
 
@@ -55,6 +58,8 @@ class SshRecruiter:
 
     def went(self, host: HostName, now: Timestamp, *, again_in_seconds: float) -> None:
         self._here.discard(host)
+        self._joins_by.pop(host, None)  # it was heard of
+        self._again_at[host] = now + again_in_seconds
         if host in self._hosts and again_in_seconds < float("inf"):
             self._starter.start(host, now, in_seconds=again_in_seconds)
 

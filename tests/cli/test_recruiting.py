@@ -120,3 +120,22 @@ def test_who_has_gone_is_started_at_once_or_later_or_never(bench_of: Callable[[s
     bench.skip(1e6)
 
     assert (bench.runs(), bench.starter.pids()) == (3, [])
+
+
+@pytest.mark.parametrize("is_told_first", [False, True])
+def test_who_was_sent_away_for_a_while_is_not_said_to_be_silent(
+    bench_of: Callable[[str], Bench], is_told_first: bool
+):
+    bench = bench_of("joined: it was there")
+    if is_told_first:
+        bench.news()
+        bench.recruiter.went(HERE, bench.now(), again_in_seconds=60.0)
+    bench.is_tried(1)
+    bench.recruiter.went(HERE, bench.now(), again_in_seconds=60.0)
+
+    assert bench.skip(31) == []
+
+    bench.skip(30)
+    bench.is_tried(2)
+    [away] = bench.skip(31)
+    assert away.why.startswith("an agent is on localhost already and does not answer")
