@@ -31,8 +31,8 @@ read_until() { local all= part; while zpty -r z part; do all+=$part; [[ $all == 
 zpty -w z 'PS1= ; stty -echo; autoload -Uz compinit; compinit -u -D'
 zpty -w z 'eval "$(smartsched --print-completion zsh)"'
 zpty -w z 'compadd() { builtin compadd -O hits "$@"; print -rl -- $hits; builtin compadd "$@" }'
-zpty -w z 'zle -C ask complete-word ask_ ; ask_() { _main_complete; print -r END''-OF-IT; exit }'
-zpty -w z 'bindkey "^I" ask; echo READY''_NOW'
+zpty -w z 'zle -C ask complete-word ask_ ; ask_() { _main_complete; print -r END""-OF-IT; exit }'
+zpty -w z 'bindkey "^I" ask; echo READY""_NOW'
 read_until READY_NOW > /dev/null
 zpty -w -n z "$1"$'\\t'
 read_until END-OF-IT | tr -d '\\r'
