@@ -173,7 +173,7 @@ def test_a_host_that_has_booted_answers_and_is_empty(lab: Lab):
 
         assert ssh(lab, "gpu1", "echo anew")[:2] == (0, "anew\n")
         assert gpu1.machine.registered_pids() == frozenset()
-    assert gpu1.processes() == []
+    wait_until(lambda: gpu1.processes() == [], "whoever served ssh has left")
 
 
 def test_an_old_connection_to_a_host_that_has_booted_is_refused(lab: Lab):
