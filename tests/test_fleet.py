@@ -67,7 +67,7 @@ from smartsched.core.model import (
 )
 from smartsched.fleet.claims import FleetClaims
 from smartsched.fleet.gpus import FleetGpus
-from smartsched.fleet.host import Terms
+from smartsched.fleet.host import Patience
 from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import FleetLauncher
 from tests.builders import (
@@ -83,7 +83,7 @@ from tests.builders import (
 
 GPU1, GPU2 = HostName("gpu1"), HostName("gpu2")
 AHEAD = 500.0  # how far the agents' clocks are ahead
-LEASE = Terms(300.0, 20.0)
+LEASE = Patience(320.0)
 HELLO = Hello("1.0", "agent-1", "node", 8)
 
 
@@ -139,7 +139,7 @@ class FakeRecruiter:
 class Bench:
     """The fleet's parts over a pretend transport, and a state that takes in what they say."""
 
-    def __init__(self, *events: Event, terms: Terms = LEASE, **policy: Any) -> None:
+    def __init__(self, *events: Event, patience: Patience = LEASE, **policy: Any) -> None:
         accepted = [JobAccepted(T0, JobId(number), a_spec(number)) for number in (1, 2, 3)]
         self.state = replay(a_policy(spans_hosts=True, **policy), [*accepted, *events])
         self.transport, self.recruiter = FakeTransport(), FakeRecruiter()
@@ -147,7 +147,7 @@ class Bench:
             self.transport,
             self.state,
             version="1.0",
-            terms=terms,
+            patience=patience,
             recruiter=self.recruiter,
             named=[GPU1],
         )
@@ -750,7 +750,7 @@ def test_a_host_that_is_back_in_time_has_lost_nothing():
 
 
 def test_without_a_lease_nothing_is_lost_however_long_a_host_is_away():
-    bench = Bench(*running(), terms=Terms(None))
+    bench = Bench(*running(), patience=Patience())
     bench.comes()
     bench.goes(at=1.0)
 

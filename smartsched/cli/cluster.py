@@ -36,7 +36,7 @@ from smartsched.edges.slurm.pilots import Slurm
 from smartsched.edges.starter import SshStarter
 from smartsched.edges.waiter import Waiter
 from smartsched.errors import StateError
-from smartsched.fleet.host import Terms
+from smartsched.fleet.host import Patience
 from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import keep_logs
 
@@ -107,7 +107,7 @@ class ClusterSite:
             HubTransport(self._hub, clock, warn),
             state,
             version=__version__,
-            terms=self._terms(lost_after_seconds),
+            patience=self._patience(lost_after_seconds),
             recruiter=Recruiters(parts),
             named=named,
         )
@@ -215,13 +215,9 @@ class ClusterSite:
         limit = slurm.time_limit_seconds(self._cluster.slurm or (), os.environb)
         return slurm.warn_seconds(wanted, limit)
 
-    def _terms(self, lost_after_seconds: float | None) -> Terms:
-        """A lease that is shorter than what counts is no less patient."""
-        lease = self._cluster.lease_seconds
+    def _patience(self, lost_after_seconds: float | None) -> Patience:
         unheard = _GONE_FOR_SURE_SECONDS if self._args.assume_gone else None
-        if lease is None or lost_after_seconds is None:
-            return Terms(unheard_seconds=unheard)
-        return Terms(lease, lost_after_seconds - lease, unheard)
+        return Patience(float("inf") if lost_after_seconds is None else lost_after_seconds, unheard)
 
     def _listen(self, stack: ExitStack) -> Hub:
         """Where the dispatcher before us was, and agents still look for one, if that is free."""

@@ -238,7 +238,7 @@ class PilotRecruiter:
                 self._ended[name] = now + _IS_GONE_WITHIN_SECONDS
         if is_due := bool(self._ended) and now >= self._ask_the_ended_at:
             self._ask_the_ended_at = now + _ASKS_EVERY_SECONDS
-        keeps = self._served.terms.lost_after_seconds == float("inf")
+        keeps = self._served.patience.is_endless
         for name in [name for name in self._ended if not self._served.of(name, now).here]:
             if name not in believed:
                 self._forget(name)

@@ -1,5 +1,5 @@
-"""One host, as far as the dispatcher knows, and the terms on which its runs go on when it is out of
-reach. Values only: who changes them is in hosts.py and launcher.py.
+"""One host, as far as the dispatcher knows, and how long one that is out of reach is waited for.
+Values only: who changes them is in hosts.py and launcher.py.
 """
 
 from collections import deque
@@ -57,19 +57,18 @@ class Host(Struct):
         return self.here and self.obeyed >= self.expected_by > 0
 
 
-class Terms(Struct, frozen=True):
-    """On which runs go on where nobody can be reached."""
+class Patience(Struct, frozen=True):
+    """With hosts that are out of reach, from the last time that a lease there was renewed."""
 
-    lease_seconds: float | None = None  # None: for ever; they are never taken for lost
-    margin_seconds: float = 0.0  # from the end of a lease until the runs are gone for sure
-    # In place of both on hosts that were not heard of so far, by the user's word that they are
-    # gone; None: he has not said so.
+    lost_after_seconds: float = float("inf")  # then their runs are gone for sure; inf: never
+    # In place of it on hosts that were not heard of so far, by the user's word that they are gone;
+    # None: he has not said so.
     unheard_seconds: float | None = None
 
     @property
-    def lost_after_seconds(self) -> float:
-        lease = self.lease_seconds
-        return float("inf") if lease is None else lease + self.margin_seconds
+    def is_endless(self) -> bool:
+        """Whether runs may go on for ever: they are never taken for lost."""
+        return self.lost_after_seconds == float("inf")
 
 
 class NoRecruiter:

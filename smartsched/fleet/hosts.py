@@ -51,7 +51,7 @@ from smartsched.core.model import (
 )
 from smartsched.core.offset import Offset
 from smartsched.core.state import State
-from smartsched.fleet.host import Host, NoRecruiter, Terms
+from smartsched.fleet.host import Host, NoRecruiter, Patience
 from smartsched.ports import Recruiter, Transport
 
 # Agents report every second; one whose file system hangs does not.
@@ -70,7 +70,7 @@ class Hosts:
         *,
         version: str = "",
         only: HostName | None = None,
-        terms: Terms | None = None,
+        patience: Patience | None = None,
         recruiter: Recruiter | None = None,
         named: Iterable[HostName] = (),
     ) -> None:
@@ -86,7 +86,7 @@ class Hosts:
         self._unwanted: frozenset[JobId] = frozenset()  # as it was last told
         self._now: Timestamp = 0.0  # of the present tick
         self._owners: dict[str, HostName] = {}  # of GPUs, by their UUIDs
-        self.terms = terms or Terms()
+        self.patience = patience or Patience()
         self.by_name: dict[HostName, Host] = {}
         self.observations: list[Observation] = []  # not taken yet
         self.answers: list[ClaimAnswer] = []
@@ -104,8 +104,8 @@ class Hosts:
     def lost_at(self, host: Host) -> Timestamp:
         """When its runs are taken for lost, if it is not heard until then."""
         was_heard = host.heard_at > float("-inf")
-        unheard = None if was_heard else self.terms.unheard_seconds
-        return host.renewed_at + (self.terms.lost_after_seconds if unheard is None else unheard)
+        unheard = None if was_heard else self.patience.unheard_seconds
+        return host.renewed_at + (self.patience.lost_after_seconds if unheard is None else unheard)
 
     def believed(self) -> Mapping[HostName, list[Run]]:
         """The runs that should be there, by their hosts."""
@@ -322,10 +322,10 @@ class Hosts:
 
     def _words_on_runs(self, host: Host) -> str:
         runs = len(self.believed().get(host.name, []))
-        if not runs or self.terms.lease_seconds is None:
+        if not runs or self.patience.is_endless:
             return ""
         job, them = ("its job is", "it") if runs == 1 else (f"its {runs} jobs are", "them")
-        soon = words.duration(self.terms.lost_after_seconds)
+        soon = words.duration(self.patience.lost_after_seconds)
         return f"; {job} started anew if nothing is heard of {them} within {soon}"
 
     def _words_on_version(self, host: Host, hello: Hello) -> str:

@@ -178,7 +178,7 @@ class FleetLauncher:
             runs = [run for run in runs if self._is_missing(host, run.key)]
         elif now >= self._hosts.lost_at(host):
             why = f"its host {host.name} was out of reach for too long"
-        elif self._hosts.terms.lease_seconds is None:
+        elif self._hosts.patience.is_endless:
             why = f"its host {host.name} is out of reach, where it may still run"
             runs = [run for run in runs if run.key.job in self._state.cancelled]
             host.abandoned |= {run.key: run for run in runs}

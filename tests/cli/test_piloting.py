@@ -24,7 +24,7 @@ from smartsched.core.model import (
 from smartsched.core.pilot_news import Answers, Ended, PilotNews, Runs, Submitted
 from smartsched.core.pilots import Pilots
 from smartsched.core.slurm import PilotId
-from smartsched.fleet.host import Terms
+from smartsched.fleet.host import Patience
 from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import FleetLauncher
 from tests.builders import T0, a_key, a_policy, a_run, accepted, launched
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 RUN = "night.4f2a"
 ENDED_LONG_AGO = 1000.0
-KEEP = Terms()
+KEEP = Patience()
 
 
 class FakeSlurm:
@@ -68,7 +68,7 @@ class Nobody:
 class Desk:
     """A dispatcher with a run on one host, as far as its pilots are concerned."""
 
-    def __init__(self, folder: Path, host: str, *named: str, terms: Terms = KEEP) -> None:
+    def __init__(self, folder: Path, host: str, *named: str, patience: Patience = KEEP) -> None:
         self.logs, self.agents, self.host = folder / "pilots", folder / "agents", HostName(host)
         self.logs.mkdir(exist_ok=True)
         placement = Placement((PlacedGpu(a_key(0, host), f"{host}/0", "0"),))
@@ -84,7 +84,7 @@ class Desk:
             others=[HostName(name) for name in named],
             warn=print,
         )
-        self.hosts = Hosts(Nobody(), self.state, terms=terms)
+        self.hosts = Hosts(Nobody(), self.state, patience=patience)
         self.recruiter.serve(self.hosts)
         self.launcher = FleetLauncher(self.hosts, self.state)
 

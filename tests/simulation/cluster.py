@@ -30,7 +30,7 @@ from smartsched.core.standing import BEING_STARTED
 from smartsched.core.state import State
 from smartsched.fleet.claims import FleetClaims
 from smartsched.fleet.gpus import FleetGpus
-from smartsched.fleet.host import Terms
+from smartsched.fleet.host import Patience
 from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import FleetLauncher
 from smartsched.loop import Loop, World
@@ -60,6 +60,19 @@ _RETRANSMITTED_AFTER_SECONDS = 0.3
 _RECONNECTS_AFTER_SECONDS = 1.0
 _STARTED_AGAIN_AFTER_SECONDS = 2.0
 _WAITS_FOR_ITS_DISPATCHER_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On which runs go on where nobody can be reached."""
+
+    lease_seconds: float | None = None  # None: for ever
+    margin_seconds: float = 0.0  # from the end of a lease until the runs are gone for sure
+
+    @property
+    def lost_after_seconds(self) -> float:
+        lease = self.lease_seconds
+        return float("inf") if lease is None else lease + self.margin_seconds
 
 
 @dataclass(frozen=True)
@@ -487,7 +500,7 @@ class Cluster:
         self.fleet = Hosts(
             self.transport,
             state,
-            terms=self.terms,
+            patience=Patience(self.terms.lost_after_seconds),
             recruiter=PretendRecruiter(self),
             named=self.hosts,
         )

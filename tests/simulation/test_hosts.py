@@ -24,7 +24,6 @@ from smartsched.core.model import Ending, Exited, HostName, Lost, RunKey
 from smartsched.core.policy import Policy
 from smartsched.core.requests import Cancel
 from smartsched.core.state import State
-from smartsched.fleet.host import Terms
 from smartsched.simulation.box import DispatcherDied, PretendBox, PretendJob
 from smartsched.simulation.colleagues import GIB
 from tests.builders import a_policy
@@ -34,6 +33,7 @@ from tests.simulation.cluster import (
     Cluster,
     Fault,
     HostPlan,
+    Terms,
 )
 from tests.simulation.test_crashes import Command, jobs_of
 from tests.simulation.witness import ACCOUNT
