@@ -33,7 +33,6 @@ from smartsched.core.messages import (
     Went,
 )
 from smartsched.core.model import (
-    UNREAD,
     ClaimAnswer,
     HostAway,
     HostHere,
@@ -52,6 +51,7 @@ from smartsched.core.model import (
 from smartsched.core.offset import Offset
 from smartsched.core.state import State
 from smartsched.fleet.host import Host, NoRecruiter, Patience
+from smartsched.fleet.owners import Owners
 from smartsched.ports import Recruiter, Transport
 
 # Agents report every second; one whose file system hangs does not.
@@ -85,7 +85,7 @@ class Hosts:
         self._named = frozenset(named)
         self._unwanted: frozenset[JobId] = frozenset()  # as it was last told
         self._now: Timestamp = 0.0  # of the present tick
-        self._owners: dict[str, HostName] = {}  # of GPUs, by their UUIDs
+        self._owners = Owners(state)
         self.patience = patience or Patience()
         self.by_name: dict[HostName, Host] = {}
         self.observations: list[Observation] = []  # not taken yet
@@ -139,11 +139,9 @@ class Hosts:
                 self.observations.append(each)
         for news in self._transport.take(now):
             self._take(news, now)
-        for host in [host for host in self.by_name.values() if self._is_mute(host, now)]:
-            why = f"its agent lives and has said nothing for {_MUTE_SECONDS:.0f} s"
-            self._transport.drop(host.connection, why)
-            self._go(host, why, now)
-        self._forget(now)
+        if self._only is None:
+            self._part_with_the_mute(now)
+            self._forget(now)
 
     def _take(self, news: News, now: Timestamp) -> None:
         host = self.of(news.host, now)
@@ -185,9 +183,13 @@ class Hosts:
             self._unwanted = jobs
             self.observations.append(Unwanted(jobs))
 
-    def _is_mute(self, host: Host, now: Timestamp) -> bool:
-        """Whether it hangs, though its connection does not."""
-        return self._only is None and host.here and now > host.heard_at + _MUTE_SECONDS
+    def _part_with_the_mute(self, now: Timestamp) -> None:
+        """Agents that hang, though their connections do not."""
+        for host in list(self.by_name.values()):
+            if host.here and now > host.heard_at + _MUTE_SECONDS:
+                why = f"its agent lives and has said nothing for {_MUTE_SECONDS:.0f} s"
+                self._transport.drop(host.connection, why)
+                self._go(host, why, now)
 
     def send_off(self, host: Host) -> None:
         """There is no more work for this host."""
@@ -290,7 +292,7 @@ class Hosts:
             return
         self._part(host, now)
         if host.was_sent_off:
-            self._disown(host)
+            self._owners.forget(host.name)
             host.is_gone = host.was_told or host.name not in self._named
             self.observations.append(HostAway(host.name, "it has left", for_good=host.is_gone))
             again_in_seconds = float("inf") if host.is_gone else _AGAIN_SECONDS
@@ -314,7 +316,7 @@ class Hosts:
         believed = self.believed() if gone else {}
         for host in gone:
             if host.name not in believed:
-                self._disown(host)
+                self._owners.forget(host.name)
                 del self.by_name[host.name]
 
     def _words_on(self, host: Host, why: str) -> str:
@@ -407,24 +409,9 @@ class Hosts:
         return min(now, host.offset.soonest(snapshot.arrived_at))
 
     def _other_owner(self, host: Host, snapshot: Snapshot) -> HostName | None:
-        """Who else speaks for GPUs of the host, or has runs on them and may come back."""
         if self._only is not None:
             return None
-        given: dict[str, HostName] = {}
-        if host.hello is None or not host.hello.pilot:  # what a batch system grants was taken back
-            given = {gpu.uuid: gpu.host for gpu in self._state.holds}
-        for gpu in snapshot.gpus:
-            uuid = gpu.key.uuid
-            if uuid.startswith(UNREAD) or uuid in snapshot.withheld:
-                continue
-            owner = given.get(uuid) or self._owners.get(uuid, host.name)
-            if owner != host.name and (uuid in given or self._is_here(owner)):
-                return owner
-            self._owners[uuid] = host.name
-        return None
+        return self._owners.other(host, snapshot, self._is_here)
 
     def _is_here(self, name: HostName) -> bool:
         return name in self.by_name and self.by_name[name].here
-
-    def _disown(self, host: Host) -> None:
-        self._owners = {uuid: name for uuid, name in self._owners.items() if name != host.name}
