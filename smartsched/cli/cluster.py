@@ -91,6 +91,7 @@ class ClusterSite:
             waiter,
             self._cluster.hosts,
             remote_command=self._cluster.remote_command or _USUAL_COMMAND,
+            local_command=self._cluster.remote_command or _this_program(),
             bundle=lambda spec: joins.encode(self._join(spec)),
         )
         stack.callback(self._starter.close)
@@ -323,7 +324,7 @@ def _name_of_pilots(config: Config) -> str:
 
 
 def _this_program() -> str:
-    """On a file system that nodes share, and a batch job inherits the environment."""
+    """Here, and where nodes share the file system and a batch job inherits the environment."""
     return shlex.join([sys.executable, "-P", "-m", "smartsched"])
 
 

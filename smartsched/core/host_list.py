@@ -21,6 +21,7 @@ _HOST = re.compile(rf"{_USER}(?:{_PLAIN}|{_BRACKETED})(?::(?P<port>[0-9]{{1,5}})
 _NAME = re.compile(r"\w[\w.-]{0,252}", re.ASCII)
 _HIGHEST_PORT = 65535
 _LONGEST_SHOWN = 80
+_OPTION = "--hosts"
 
 
 class HostSpec(Struct, frozen=True):
@@ -49,7 +50,7 @@ def parse_hosts(listed: str | None, files: Iterable[tuple[str, str]] = ()) -> tu
     In the order in which they stand there. Raises UsageError for what cannot be a host, for one
     that is named twice, and where there is none at all.
     """
-    entries = [] if listed is None else [_entry("--hosts", text) for text in listed.split(",")]
+    entries = [] if listed is None else [_entry(_OPTION, text) for text in listed.split(",")]
     for name, text in files:
         lines = list(_file_entries(name, text))
         if not lines:
@@ -92,20 +93,21 @@ def _entry(where: str, text: str) -> _Entry:
     text = text.strip(" \t\r")
     found = _HOST.fullmatch(text)
     if found is None:
-        raise UsageError(f"{where}: {_shown(text)} is no host: {_why_not(text)}")
+        raise UsageError(f"{where}: {_shown(text)} is no host: {_why_not(text, where)}")
     port = None if found["port"] is None else int(found["port"])
     if port is not None and not 1 <= port <= _HIGHEST_PORT:
         raise UsageError(f"{where}: {_shown(text)} has no port: they are 1 to {_HIGHEST_PORT}")
     return _Entry(where, text, found["user"], found["plain"] or found["bracketed"], port)
 
 
-def _why_not(text: str) -> str:
+def _why_not(text: str, where: str) -> str:
     if not text:
         return "there is nothing between the commas; write them as in gpu1,ada@gpu2:2222"
     if text.startswith("-") or "@-" in text:
         return "what begins with a - is an option to ssh"
     if "," in text or any(c.isspace() for c in text):
-        return "write one a line, without blanks in it"
+        how = "them with commas between" if where == _OPTION else "one a line"
+        return f"write {how}, without blanks in it"
     if not text.startswith("[") and text.count(":") > 1:
         return "write an IPv6 address in brackets, as in [::1] or [::1]:22"
     return "write it as in gpu2, ada@gpu2, gpu2:2222 or [::1]:22"

@@ -86,16 +86,19 @@ class SshStarter:
         hosts: Sequence[HostSpec],
         *,
         remote_command: str,
+        local_command: str | None = None,
         bundle: Callable[[HostSpec], bytes],
         ssh: str = "ssh",
         patience_seconds: float = 60.0,
         most_at_once: int = _MOST_AT_ONCE,
     ) -> None:
         """`remote_command`: text for the shell of a host, to which the agent's arguments are
-        appended. `bundle`: what the agent of a host needs for joining. `ssh`: looked for in PATH.
-        Starts nothing yet. Raises UsageError for a command that cannot be one line."""
+        appended. `local_command`: the same for this very host; None: it is no other. `bundle`: what
+        the agent of a host needs for joining. `ssh`: looked for in PATH. Starts nothing yet. Raises
+        UsageError for a command that cannot be one line."""
         self._fds = fds
         self._script = reaching.agent_script(remote_command)
+        self._local_script = reaching.agent_script(local_command or remote_command)
         self._bundle = bundle
         self._ssh = ssh
         self._patience = patience_seconds
@@ -212,7 +215,7 @@ class SshStarter:
 
     def _spawn(self, spec: HostSpec, stdin: int, stdout: int, stderr: int) -> int:
         if _is_here(spec):
-            argv = reaching.local_argv(self._script)
+            argv = reaching.local_argv(self._local_script)
         else:
             argv = reaching.ssh_argv(self._ssh, spec, self._script)
         ours = {name.encode() for name in (*VARIABLES, HOOK_VARIABLE)}  # an agent is in no job

@@ -618,3 +618,13 @@ def test_without_pidfds_ends_are_looked_for(
     box.until(lambda: box.news)
 
     assert box.news == [Started(GPU2)]
+
+
+def test_on_this_host_it_may_be_another_program(box_of: MakeBox, agent: Path, tmp_path: Path):
+    elsewhere = shell(tmp_path / "elsewhere", "echo nothing; exit 1")
+
+    here = box_of(elsewhere, hosts="localhost", local_command=str(agent))
+    there = box_of(agent, local_command=str(elsewhere))
+
+    assert here.outcome(HostName("localhost")) == Started(HostName("localhost"))
+    assert there.outcome() == Started(GPU2)
