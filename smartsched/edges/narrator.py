@@ -51,7 +51,7 @@ from smartsched.core.model import (
 )
 from smartsched.core.selection import label
 from smartsched.core.standing import BEING_STARTED, idles
-from smartsched.core.state import State
+from smartsched.core.state import State, is_out_of_reach
 from smartsched.core.survey import gpu_rows
 from smartsched.core.totals import Totals
 
@@ -221,9 +221,10 @@ class Narrator:
     def finish(self, state: State, now: Timestamp) -> None:
         """The summary."""
         for run in state.runs.values():
-            self._view.line(now, _left_alive(run), "bad")
+            self._view.line(now, _left_alive(state, run), "bad")
         totals = state.totals
         left = bool(state.queue or state.interrupted or (state.input_open and totals.accepted))
+        left = left or any(_is_out_of_reach(state, run) for run in state.runs.values())
         if self._single and not totals.rejected and not left:
             return
         bad = bool(self._failures or totals.failed)
@@ -483,8 +484,14 @@ def _gpu_time(totals: Totals) -> str:
     )
 
 
-def _left_alive(run: Run) -> str:
+def _is_out_of_reach(state: State, run: Run) -> bool:
+    return is_out_of_reach(state, run.status.placement.host)
+
+
+def _left_alive(state: State, run: Run) -> str:
     where = run.status.placement.words
+    if _is_out_of_reach(state, run):
+        return f"{run.job.words} may still run {where}, which is out of reach"
     match run.status:
         case Stopping(process=process) | Running(process=process):
             return (

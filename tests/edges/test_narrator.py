@@ -98,3 +98,13 @@ def test_of_a_job_that_was_cancelled_out_of_reach_it_is_said_that_it_may_still_r
     lines = told(*begun(1), gone, finished(1, "cancelled", at=T0 + 60))
 
     assert lines[-1] == f"job 1 cancelled after 1m 00s on GPU 0: {why}"
+
+
+def test_a_job_that_goes_on_out_of_reach_is_not_said_to_be_unkillable():
+    page = Page()
+    state = a_state(events=[*listed("a"), *begun(1)], spans_hosts=True)
+
+    narrator_on(page).finish(state, T0)
+
+    assert page.lines[0] == "job 1 may still run on GPU 0, which is out of reach"
+    assert page.lines[-1] == "to go on with what is left: smartsched --resume test"
