@@ -7,7 +7,6 @@ which it was made. Else it is as if there were none.
 """
 
 import json
-import zlib
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,12 +18,11 @@ from smartsched.core.events import RunBegan
 from smartsched.core.forms import Form
 from smartsched.core.policy import Policy
 from smartsched.core.records import as_object, event_of
+from smartsched.core.sealed import seal, unseal
 from smartsched.core.state import State
 from smartsched.core.terms import Past, Terms
 
 VERSION = 1
-_CRC = b',"crc":"'
-_CRC_BYTES = len(_CRC) + 8 + len(b'"}\n')
 # What State has from elsewhere than the journal. All else is kept, whatever comes to be there.
 SEEN = frozenset(
     {
@@ -65,17 +63,16 @@ def encode(mark: Mark, past: Past, author: str) -> bytes:
         "lost_after_seconds": terms.lost_after_seconds,
         "state": _state_form().to_json(past.state),
     }
-    body = json.dumps(record, separators=(",", ":")).encode()[:-1]
-    return b'%s%s%08x"}\n' % (body, _CRC, zlib.crc32(body))
+    return seal(json.dumps(record, separators=(",", ":")).encode())
 
 
 def decode(data: bytes, author: str, name: str) -> Bookmark | None:
     """None: it is not to be believed. `name`: of the run's folder."""
-    body, crc = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
-    if crc != b'%s%08x"}\n' % (_CRC, zlib.crc32(body)):
+    text = unseal(data)
+    if text is None:
         return None
     try:
-        record = json.loads(body + b"}")
+        record = json.loads(text)
         if (record["smartsched_bookmark"], record["author"]) != (VERSION, _author(author)):
             return None
         return Bookmark(Mark(**record["journal"]), _past_of(record, name))

@@ -10,7 +10,6 @@ and an event; whatever else changes is a new version beside the old one.
 
 import json
 import typing
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,13 +35,12 @@ from smartsched.core.forms import (
     optional,
 )
 from smartsched.core.model import Outcome, RequeueReason, StopReason
+from smartsched.core.sealed import seal, unseal
 from smartsched.errors import JournalDamagedError
 
 VERSION = 1
 _ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each record
-_CRC = b',"crc":"'
 _NAME_WITHIN_BYTES = 120
-_CRC_BYTES = len(_CRC) + 8 + len(b'"}')
 
 
 STOP_REASON = one_of(*typing.get_args(StopReason))
@@ -204,18 +202,17 @@ def encode(event: Event, seq: int) -> bytes:
     if isinstance(event, events.RunBegan):
         record["smartsched_journal"] = VERSION
     record |= as_object(event)
-    body = _ENCODER.encode(record).encode()[:-1]
-    return b'%s%s%08x"}\n' % (body, _CRC, zlib.crc32(body))
+    return seal(_ENCODER.encode(record).encode())
 
 
 def decode_line(line: bytes, seq: int) -> Event:
     """The event in a line, without its end, that should have this number. Raises
     JournalDamagedError."""
-    body, crc = line[:-_CRC_BYTES], line[-_CRC_BYTES:]
-    if crc != b'%s%08x"}' % (_CRC, zlib.crc32(body)):
+    text = unseal(line + b"\n")
+    if text is None:
         raise JournalDamagedError("its checksum does not match")
     try:
-        record = json.loads(str(body, "utf-8") + "}")
+        record = json.loads(str(text, "utf-8"))
         if record["seq"] != seq:
             raise JournalDamagedError(f"it is record {record['seq']}, not {seq}: some are missing")
         _check_version(record, first=seq == 1)
