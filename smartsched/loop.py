@@ -1,7 +1,8 @@
 """One tick: observe, decide, record, act. Knows the order; knows no device or file.
 
-What was observed is true whether or not it is written; what was decided happens only once it is,
-and is durable. Where nothing happens, the disk may take a moment: a look at GPUs is no deed.
+What was observed is true whether or not it is written; what was decided happens only once it is.
+The disk is waited for where what happens outlives this machine: what people were told, and runs on
+other hosts. A run on this one is lost with it, and begun anew whether or not its start was on disk.
 """
 
 from collections.abc import Iterable, Sequence
@@ -93,8 +94,8 @@ class World(Struct, frozen=True):
 
 # Later than that we were stopped (SIGSTOP), or the machine was.
 OVERSLEPT_SECONDS = 1.0
-# What nothing follows from yet is in the journal at once, and durable with what follows, at the
-# latest after this: a job whose end a loss of power takes with it is run again.
+# What nothing follows from that would outlive this machine is in the journal at once, and durable
+# after this at the latest: a job whose end a loss of power takes with it is run again.
 DURABLE_WITHIN_SECONDS = 0.05
 
 
@@ -185,7 +186,7 @@ class Loop:
             not claims
         ):  # the sampler answers while the disk does; what is claimed is seen after that
             self._look(decision.actions, now)
-        durable = self._has_deeds(decision, now)
+        durable = self._is_to_be_durable(decision, now)
         if (why := self._write(decision.events, now, durable=durable)) is not None:
             self._hold(decision, why, now)
         told, self._untold = ([], self._untold) if self._behind else (self._untold, [])
@@ -285,15 +286,18 @@ class Loop:
             self._record([event], now)
         return told
 
-    def _has_deeds(self, decision: Decision, now: Timestamp) -> bool:
-        """Whether anything follows from what is to be written that somebody outside can see."""
+    def _is_to_be_durable(self, decision: Decision, now: Timestamp) -> bool:
+        """Before anything more is done."""
+        reaches_others = self.state.policy.spans_hosts and any(
+            not isinstance(action, Refresh) for action in decision.actions
+        )
         return bool(
             now >= self._durable_by
             or decision.over
             or self._untold
             or self._answers
             or self._behind
-            or any(not isinstance(action, Refresh) for action in decision.actions)
+            or reaches_others
         )
 
     def _write(

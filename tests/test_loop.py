@@ -43,6 +43,7 @@ from smartsched.core.model import (
     ClaimGranted,
     Exited,
     GpuKey,
+    HostHere,
     JobId,
     JobSpec,
     Killed,
@@ -335,6 +336,23 @@ def commands(count: int) -> list[JobSpec]:
 
 def test_a_launch_is_recorded_before_it_happens():
     world = FakeWorld(*commands(1))
+
+    world.loop.tick()
+
+    happened = world.diary[world.diary.index("write RunPlaced") :]
+    assert happened == [
+        "write RunPlaced",
+        "record RunPlaced",
+        "launch 1/1",
+        "record RunLaunched",
+        "write RunLaunched",
+        "decided",
+    ]
+
+
+def test_a_launch_that_would_outlive_this_machine_is_durable_before_it_happens():
+    world = FakeWorld(*commands(1), spans_hosts=True)
+    world.gpus.told.insert(0, HostHere(HOST, HOST, cores=8))
 
     world.loop.tick()
 
@@ -679,20 +697,20 @@ def test_a_look_does_not_wait_for_the_disk():
     assert world.diary.index("refresh 1") < world.diary.index("write RunExited")
 
 
-def test_what_nothing_follows_from_is_written_at_once_and_durable_soon():
+def test_what_outlives_no_loss_of_power_is_written_at_once_and_durable_soon():
     world = FakeWorld(*commands(2))
+    began = world.clock.time
     world.loop.tick()
-    world.clock.time += 60
+    world.clock.time += DURABLE_WITHIN_SECONDS / 2
     world.launcher.ended = [exited(at=world.clock.time)]
-    before = world.journal.durable
 
     decision = world.loop.tick()
 
     assert recorded(world)[-2:] == ["RunExited", "JobFinished"]
-    assert world.journal.durable == before
-    assert not any(isinstance(event, RunExited) for event in world.launcher.safe)
+    assert world.journal.durable == 0
+    assert not world.launcher.safe
     due = world.loop.wake_at(decision)
-    assert due == pytest.approx(world.clock.time + DURABLE_WITHIN_SECONDS)
+    assert due == pytest.approx(began + DURABLE_WITHIN_SECONDS)
     world.clock.time = due
     world.loop.tick()
     assert world.journal.durable == len(world.journal.records)

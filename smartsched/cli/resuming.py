@@ -127,7 +127,9 @@ def resume(
             f"earlier runs of this folder have something left: {left}"
             f" (smartsched --resume {unfinished[0]})"
         )
-    session.over = sorted(over(state, Attempts(folder.make_folder(JOBS)).all()))
+    attempts = Attempts(folder.make_folder(JOBS)).all()
+    rebooted = _was_rebooted(state.place, this_place())
+    session.over = sorted(over(state, attempts, rebooted=rebooted))
     return session
 
 
@@ -254,13 +256,18 @@ def _still_as_patient(terms: Terms) -> str:
 
 def _is_visible_from(place: str, here: str) -> bool:
     """After another boot of the same machine, nothing of the last one is left to be seen."""
+    if not place or _was_rebooted(place, here):
+        return True  # not place: of before it was noted
+    (machine, _, namespace), (our_machine, _, our_namespace) = place.split("/"), here.split("/")
+    return (machine, namespace) == (our_machine, our_namespace)
+
+
+def _was_rebooted(place: str, here: str) -> bool:
+    """This very machine, since the last dispatcher; False where that cannot be told."""
     if not place:
-        return True  # of before it was noted
-    (machine, boot, namespace), (our_machine, our_boot, our_namespace) = (
-        place.split("/"),
-        here.split("/"),
-    )
-    return machine == our_machine and (boot != our_boot or namespace == our_namespace)
+        return False
+    (machine, boot, _), (our_machine, our_boot, _) = place.split("/"), here.split("/")
+    return machine == our_machine and bool(boot and our_boot) and boot != our_boot
 
 
 def _next_intake(

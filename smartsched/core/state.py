@@ -217,9 +217,12 @@ def unsettled(state: State) -> set[JobId]:
     return going | {key.job for key in state.ended}
 
 
-def over(state: State, attempts: Collection[RunKey]) -> set[RunKey]:
+def over(state: State, attempts: Collection[RunKey], *, rebooted: bool) -> set[RunKey]:
     """Of these, the attempts that had been placed and have ended. Of jobs that are not known here
-    any more, all have."""
+    any more, all have; and so has every attempt that was before the machine was `rebooted`, though
+    the loss of power took with it what the journal had on it."""
+    if rebooted:
+        return set(attempts) - state.runs.keys()
     jobs = [*state.queue, *state.interrupted, *state.set_aside.values(), *state.dropped.values()]
     jobs += [each.job for each in state.given_up.values()]
     jobs += [run.job for run in state.runs.values()]

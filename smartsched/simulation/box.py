@@ -63,7 +63,7 @@ from smartsched.core.policy import Policy
 from smartsched.core.records import decode_line, encode
 from smartsched.core.requests import Answer
 from smartsched.core.selection import without_host
-from smartsched.core.state import State
+from smartsched.core.state import State, over
 from smartsched.core.terms import Past, Terms, began
 from smartsched.loop import Loop, World
 from smartsched.ports import Arrived, Request
@@ -159,6 +159,8 @@ class PretendBox(Struct):
     living: dict[RunKey, LivingRun] = field(default_factory=dict)
     # What is on disk: the journal, and of attempts what the journal does not know yet.
     journal: list[bytes] = field(default_factory=list)
+    durable_records: int = 0  # of the journal; the others a loss of power may take
+    was_rebooted: bool = False  # since the last dispatcher
     bookmark_file: bytes = b""
     records: dict[RunKey, AttemptRecord] = field(default_factory=dict)
     revoked: set[RunKey] = field(default_factory=set)
@@ -191,6 +193,7 @@ class PretendBox(Struct):
         """Until all is over, or so much time has passed."""
         began = RunBegan(self.clock.now(), policy.run_id, self.host, "/", ("list",), None, "{}")
         self.append(began)
+        self.durable_records = 1
         self.events = [began]
         loop = Loop(self.world(None), replay(policy, [began]))
         return self._go_on(loop, seconds)
@@ -200,6 +203,9 @@ class PretendBox(Struct):
         self.events = [decode_line(line[:-1], n) for n, line in enumerate(self.journal, start=1)]
         resumed = RunResumed(self.clock.now(), self.host, "{}")
         state = self._recalled(policy, resumed)
+        for key in over(state, self.records, rebooted=self.was_rebooted):
+            del self.records[key]
+        self.was_rebooted = False
         loop = Loop(self.world(state.read_to), state)
         loop.resume(resumed, None, adopt=adopt)
         return self._go_on(loop, seconds)
@@ -247,11 +253,24 @@ class PretendBox(Struct):
         self.clock.time += seconds
         self.let_end()
 
-    def reboot(self) -> None:
-        """The machine loses power: whatever still ran is gone, and left no record of its end."""
+    def reboot(self, loses: int = 0) -> None:
+        """The machine loses power: whatever still ran is gone, and left no record of its end.
+        `loses`: so many of the journal's last records, if they were not durable."""
         self.let_end()
         self.living.clear()
         self.lingering_memory.clear()
+        self.was_rebooted = True
+        kept = max(self.durable_records, len(self.journal) - loses)
+        for seq in range(kept, len(self.journal)):
+            event = decode_line(self.journal[seq][:-1], seq + 1)
+            if isinstance(event, RunPlaced):  # only its own record, if it began, knows of it
+                self.placed.discard(event.run)
+                self.begun.discard(event.run)
+                self.revoked.discard(event.run)
+                self.ended.pop(event.run, None)
+        del self.journal[kept:]
+        if self.bookmarked > kept:  # it is not of this journal any more
+            self.bookmark_file, self.bookmarked = b"", 0
 
     def let_end(self) -> None:
         """Shells whose time has come end, watched or not, and their wrappers say how."""
@@ -450,6 +469,7 @@ class _Launcher(Struct):
         assert key in box.placed, "launched though its start is not on record"
         assert key not in box.begun, "launched twice"
         assert key not in box.revoked, "launched though revoked"
+        assert key not in box.records, "its record is in the way"
         box.moment()
         run = self._begin(launch)
         box.moment()
@@ -656,6 +676,8 @@ class _Journal(Struct):
         for event in events:
             box.append(event)
             box.moment()
+        if durable:
+            box.durable_records = len(box.journal)
         return None
 
 

@@ -9,12 +9,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from smartsched.core.events import Event, RunLaunched
+from smartsched.core.events import Event, RunBegan, RunLaunched, RunPlaced
 from smartsched.core.model import ProcessId
 from smartsched.core.records import decode_line, encode
 from smartsched.edges.family import Family
@@ -53,6 +54,19 @@ def rewrite(box: Box, change: Callable[[Event], Event]) -> None:
     lines = path.read_bytes().splitlines()
     events = [decode_line(line, seq) for seq, line in enumerate(lines, start=1)]
     path.write_bytes(b"".join(encode(change(e), seq) for seq, e in enumerate(events, start=1)))
+
+
+def lose_power(box: Box, *, keep: Callable[[Event], bool]) -> None:
+    """Records are kept up to the first that is not; and by now it is another boot."""
+    path = box.run_folder() / "events.jsonl"
+    lines = path.read_bytes().splitlines()
+    events = [decode_line(line, seq) for seq, line in enumerate(lines, start=1)]
+    kept = list(takewhile(keep, events))
+    began = kept[0]
+    assert isinstance(began, RunBegan)
+    machine, _, namespace = began.place.split("/")
+    kept[0] = replace(began, place=f"{machine}/{'0' * 32}/{namespace}")
+    path.write_bytes(b"".join(encode(event, seq) for seq, event in enumerate(kept, start=1)))
 
 
 class TestNoRoom:
@@ -375,6 +389,40 @@ def test_a_pid_that_somebody_else_has_now_is_not_taken_for_the_jobs(box: Box, wh
             let_go(box)
             assert session.end().status == 0
             assert box.lines("done") == ["a", "b"]
+
+
+def test_a_start_that_was_lost_with_the_power_is_begun_anew(box: Box):
+    """Its own record, which nobody knows any more, is not in the way."""
+    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of([gated("a"), "echo b >> done"])))
+    [job] = pids(box, 1)
+    session.crash()
+    os.killpg(os.getpgid(job), signal.SIGKILL)
+    wait_until(box.is_quiet, "the job is gone")
+    lose_power(box, keep=lambda event: not isinstance(event, RunPlaced))
+    let_go(box)
+
+    session = box.start("--resume")
+
+    assert session.end().status == 0
+    assert box.lines("done") == ["a", "b"]
+    assert [event["run"] for event in box.events("run_placed")] == [[1, 1], [2, 1]]
+
+
+def test_without_a_loss_of_power_an_attempt_that_nobody_knows_is_not_begun_anew(box: Box):
+    """Whatever has become of the journal, it may still run."""
+    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of([gated("a")])))
+    [job] = pids(box, 1)
+    session.crash()
+    kept = (box.run_folder() / "events.jsonl").read_bytes().splitlines(keepends=True)
+    placed = next(n for n, line in enumerate(kept) if b'"run_placed"' in line)
+    (box.run_folder() / "events.jsonl").write_bytes(b"".join(kept[:placed]))
+
+    session = box.start("--resume")
+
+    assert session.end().status == 1
+    assert "this attempt has begun before" in session.err
+    assert alive(job)
+    let_go(box)
 
 
 def test_a_job_that_lives_though_it_cannot_be_told_apart_is_stopped_before_it_runs_again(box: Box):

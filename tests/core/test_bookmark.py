@@ -263,11 +263,11 @@ def test_attempts_that_were_placed_and_go_on_no_more_are_over():
     state = a_past(*accepted(3), *one, placed(2, gpu=1), launched(2)).state
 
     there = [a_run(1), a_run(2), a_run(3), a_run(4)]
-    assert over(state, there) == {a_run(1)}
+    assert over(state, there, rebooted=False) == {a_run(1)}
 
 
 def test_an_attempt_that_is_not_on_record_is_not_over():
     gone: list[events.Event] = [placed(1), events.RunRevoked(T0, a_run(1))]
     state = a_past(*accepted(1), *gone).state
 
-    assert over(state, [a_run(1, 1), a_run(1, 2)]) == {a_run(1, 1)}
+    assert over(state, [a_run(1, 1), a_run(1, 2)], rebooted=False) == {a_run(1, 1)}

@@ -65,6 +65,7 @@ class Death(Struct, frozen=True):
     moment: int
     gap_seconds: float = 0.0
     reboots: bool = False
+    loses: int = 0  # so many records of the journal by that, if they were not durable
     adopts: bool = True
     clock_steps_seconds: float = 0.0
 
@@ -147,7 +148,7 @@ def live_through(box: PretendBox, policy: Policy, deaths: Sequence[Death]) -> St
         box.pass_time(death.gap_seconds)
         box.clock.ahead_seconds += death.clock_steps_seconds
         if death.reboots:
-            box.reboot()
+            box.reboot(death.loses)
     box.die_at = None
     for _ in range(MOST_DISPATCHERS):
         state = dispatch(box, policy, adopt=adopts)
@@ -320,6 +321,7 @@ deaths = st.lists(
         moment=st.integers(1, 60),
         gap_seconds=st.sampled_from([0.0, 0.0, 1.0, 15.0, HOUR]),
         reboots=st.sampled_from([False, False, False, True]),
+        loses=st.sampled_from([0, 1, 4, 1000]),
         adopts=st.sampled_from([True, True, True, False]),
     ),
     max_size=8,
@@ -377,9 +379,16 @@ MIXED = History(
         Death(0),
         Death(0, gap_seconds=2 * HOUR),
         Death(0, reboots=True),
+        Death(0, reboots=True, loses=1000),
         Death(0, gap_seconds=2.0, adopts=False),
     ],
-    ids=["at once", "long after", "after a reboot", "without what survived"],
+    ids=[
+        "at once",
+        "long after",
+        "after a reboot",
+        "after a loss of power",
+        "without what survived",
+    ],
 )
 def test_another_dispatcher_can_take_over_at_each_moment(death: Death):
     moments = lived(MIXED, []).moments

@@ -90,6 +90,7 @@ class Witness:
         self.going.clear()
         self.unwanted.clear()
         self.reads.clear()
+        self.replayed, self.lines_replayed = State(Policy("test")), 0  # power may have been lost
 
     def note_outcomes(self) -> None:
         for event in self.box.events[self._events_seen :]:
