@@ -93,15 +93,21 @@ def replay(policy: Policy, events: Iterable[Event]) -> State:
 
 def apply(state: State, event: Event) -> None:  # noqa: C901, PLR0912  # a table: one case an event
     """Take in what happened. Raises IllegalTransitionError and changes nothing if it cannot be."""
-    match event:
+    match event:  # those first that every job has
+        case JobAccepted():
+            _accept(state, event)
+        case RunPlaced() | RunLaunched() | RunExited():
+            _apply_to_run(state, event)
+        case JobFinished() | JobRequeued():
+            _settle(state, event)
+        case GpuReleased(_, gpu, run):
+            _release(state, event, gpu, run)
         case RunBegan(place=place):
             state.place = place
         case RunClosed():
             pass
         case RunResumed():
             _resume(state, event)
-        case JobAccepted():
-            _accept(state, event)
         case JobRecalled():
             _recall(state, event)
         case LineRejected(read_to=read_to):
@@ -143,14 +149,10 @@ def apply(state: State, event: Event) -> None:  # noqa: C901, PLR0912  # a table
         case WaitTimedOut():
             state.wait_timed_out = True
             state.closing = max(state.closing, Closing.DRAIN)
-        case JobFinished() | JobRequeued():
-            _settle(state, event)
         case RunMeasured():
             _learn(state, event)
         case GpuWithheld():
             withhold(state, event)
-        case GpuReleased(_, gpu, run):
-            _release(state, event, gpu, run)
         case _:
             _apply_to_run(state, event)
 
@@ -176,7 +178,7 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901, PLR091
             _place(state, event)
         case Starting(_, placement), RunLaunched(at, key, process, log):
             _set_status(state, key, Running(at, placement, process, log))
-            _amend_holds(state, key, pid=process.pid)
+            _amend_holds(state, state.runs[key], pid=process.pid)
             state.ever_launched = state.ever_launched or bool(placement.gpus)
             note_start(state, placement.host)
         case Running() as running, RunAdopted(_, key, since):
@@ -186,19 +188,20 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901, PLR091
         case ((Starting() | Running() | Stopping()), RunPostponed(at, key, why)):
             run = state.runs.pop(key)
             _take_back(state, run.job)
-            _drop_holds(state, key)
+            _drop_holds(state, run)
             state.meters.pop(key, None)
             postpone(state, run.status.placement.host, at, why)
         case Starting(), RunRevoked(_, key):
-            _take_back(state, state.runs.pop(key).job)
-            _drop_holds(state, key)
+            run = state.runs.pop(key)
+            _take_back(state, run.job)
+            _drop_holds(state, run)
         case Starting() as starting, RunExited(at, key, NotStarted() as ending):
-            job = state.runs.pop(key).job
+            run = state.runs.pop(key)
             state.last_ending = ending
             state.ended[key] = EndedRun(
-                key, job, starting.placement, starting.since, at, ending, None, None
+                key, run.job, starting.placement, starting.since, at, ending, None, None
             )
-            _drop_holds(state, key)
+            _drop_holds(state, run)
         case Running(since, placement, process, log), RunStopping(at, key, why):
             stopping = Stopping(at, placement, process, log, since, why, killed_at=None)
             _set_status(state, key, stopping)
@@ -213,8 +216,7 @@ def _apply_to_run(state: State, event: _RunEvent) -> None:  # noqa: C901, PLR091
         case Lingering(asked=True, killed_at=None) as lingering, RunKilled(at, key):
             _set_status(state, key, replace(lingering, killed_at=at))
         case Lingering(), RunCleared(at, key):
-            del state.runs[key]
-            _amend_holds(state, key, cleared_at=at)
+            _amend_holds(state, state.runs.pop(key), cleared_at=at)
         case status, _:
             raise IllegalTransitionError(event, status)
 
@@ -451,7 +453,7 @@ def _end(state: State, event: RunExited, living: Running | Stopping) -> None:
         _set_status(state, event.run, lingering)
     else:
         del state.runs[event.run]
-        _amend_holds(state, event.run, cleared_at=event.at)
+        _amend_holds(state, run, cleared_at=event.at)
 
 
 def _settle(state: State, event: JobFinished | JobRequeued) -> None:
@@ -523,21 +525,23 @@ def _queue_again(state: State, job: Job) -> None:
         state.totals.dropped += 1
 
 
-def _holds_of(state: State, key: RunKey) -> Iterator[GpuKey]:
-    return (gpu for gpu, holds in list(state.holds.items()) if key in holds)
+def _holds_of(state: State, run: Run) -> Iterator[GpuKey]:
+    for gpu in run.status.placement.gpus:
+        if run.key in state.holds.get(gpu.key, ()):
+            yield gpu.key
 
 
 def _amend_holds(
-    state: State, key: RunKey, *, pid: int | None = None, cleared_at: Timestamp | None = None
+    state: State, run: Run, *, pid: int | None = None, cleared_at: Timestamp | None = None
 ) -> None:
-    for gpu in _holds_of(state, key):
-        hold = state.holds[gpu][key]
-        state.holds[gpu][key] = replace(hold, pid=pid or hold.pid, cleared_at=cleared_at)
+    for gpu in _holds_of(state, run):
+        hold = state.holds[gpu][run.key]
+        state.holds[gpu][run.key] = replace(hold, pid=pid or hold.pid, cleared_at=cleared_at)
 
 
-def _drop_holds(state: State, key: RunKey) -> None:
-    for gpu in _holds_of(state, key):
-        _drop_hold(state, gpu, key)
+def _drop_holds(state: State, run: Run) -> None:
+    for gpu in _holds_of(state, run):
+        _drop_hold(state, gpu, run.key)
 
 
 def _release(state: State, event: GpuReleased, gpu: GpuKey, run: RunKey) -> None:

@@ -95,19 +95,15 @@ def offers(
     state: State, now: Timestamp, released: Collection[tuple[GpuKey, RunKey]] = ()
 ) -> list[Offer]:
     """In the order in which they are given away: those without a run of ours first."""
-    shut = closed(state)
+    shut, most = closed(state), state.policy.most_per_gpu
     found = []
     for key, watch in state.gpus.items():
-        holds = [hold for hold in state.holds_on(key) if (key, hold.run) not in released]
-        if key.uuid in shut or any(hold.cleared_at is not None for hold in holds):
+        holds = list(state.holds_on(key))
+        if holds and released:
+            holds = [hold for hold in holds if (key, hold.run) not in released]
+        if holds and (len(holds) >= most or watch.is_unattributed):
             continue
-        if not takes_work(state, key.host, now):
-            continue
-        if state.policy.loses_work and has_somebody_new(watch, now):
-            continue  # what is started there would have to give way at once
-        if key not in state.claimed and is_refused(state, key, now):
-            continue
-        if holds and (len(holds) >= state.policy.most_per_gpu or watch.is_unattributed):
+        if key.uuid in shut or _is_kept_back(state, key, watch, holds, now):
             continue
         sample, use = watch.latest, watch.use
         verdict = current_verdict(state, watch, now)
@@ -118,6 +114,17 @@ def offers(
         assert use is not None
         found.append(_offer(state, sample, use.memory_bytes, holds, now))
     return sorted(found, key=_order)
+
+
+def _is_kept_back(
+    state: State, key: GpuKey, watch: Watch, holds: list[Hold], now: Timestamp
+) -> bool:
+    """Whatever its samples say."""
+    if any(hold.cleared_at is not None for hold in holds) or not takes_work(state, key.host, now):
+        return True
+    if state.policy.loses_work and has_somebody_new(watch, now):
+        return True  # what is started there would have to give way at once
+    return key not in state.claimed and is_refused(state, key, now)
 
 
 def _order(offer: Offer) -> tuple[object, ...]:
@@ -249,8 +256,10 @@ def time_of_day(state: State, now: Timestamp) -> float:
 
 def caps_change_at(state: State, now: Timestamp) -> Timestamp:
     """When one of the caps may be another than it is now."""
-    at = time_of_day(state, now)
     caps = [state.policy.most_jobs, state.policy.most_gpus, state.policy.leave_free]
     caps += [cap for host in state.hosts.values() for cap in (host.most_gpus, host.leave_free)]
+    if not any(cap.parts for cap in caps):
+        return float("inf")
+    at = time_of_day(state, now)
     changes = [change for cap in caps if (change := cap.next_change(at)) is not None]
     return now + min(changes) if changes else float("inf")

@@ -214,11 +214,7 @@ def _give_way(state: State, now: Timestamp, decision: Decision) -> None:
     """To people who came to a GPU where runs of ours are."""
     if state.closing >= Closing.STOP:
         return
-    stopped = {event.run for event in decision.events if isinstance(event, RunStopping)}
-    stopped |= {
-        key for key, run in state.runs.items() if is_out_of_reach(state, run.status.placement.host)
-    }
-    for giving in who_gives_way(state, now, stopped):
+    for giving in who_gives_way(state, now, _leaving(state, decision)):
         decision.events.append(RunStopping(now, giving.run, "contention", giving.who))
         asks = state.policy.asks_for_checkpoints and giving.has_time
         decision.actions.append(Checkpoint(giving.run) if asks else Terminate(giving.run))
@@ -230,6 +226,15 @@ def _give_way(state: State, now: Timestamp, decision: Decision) -> None:
                 decision.actions.append(Refresh(gpu, at))
             else:
                 decision.wake_by(at)
+
+
+def _leaving(state: State, decision: Decision) -> set[RunKey]:
+    """Runs that are told to end in this moment, or cannot be told anything."""
+    leaving = {event.run for event in decision.events if isinstance(event, RunStopping)}
+    if state.policy.spans_hosts:
+        runs = state.runs.items()
+        leaving |= {k for k, run in runs if is_out_of_reach(state, run.status.placement.host)}
+    return leaving
 
 
 def _release_gpus(state: State, now: Timestamp, decision: Decision) -> Released:

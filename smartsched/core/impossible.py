@@ -34,8 +34,7 @@ def _why_not_here(state: State, gpus: int, asked_bytes: int | None) -> str | Non
     there = len(state.gpus)
     if gpus > there:
         return f"it needs {gpus} GPUs, and there are {there} to choose from"
-    on_one_host = max(Counter(key.host for key in state.gpus).values())
-    if gpus > on_one_host:
+    if gpus > 1 and gpus > (on_one_host := _most_on_one_host(state)):
         return f"it needs {gpus} GPUs on one host, and none has more than {on_one_host}"
     most = state.policy.most_gpus.most()
     if most is not None and gpus > most:
@@ -51,10 +50,13 @@ def _why_not_with_pilots(state: State, gpus: int) -> str | None:
     most, of_pilots = state.policy.most_gpus.most(), state.policy.gpus_per_pilot
     if most is not None and gpus > most:
         return f"it needs {gpus} GPUs, and --max-gpus allows {most}"
-    there = max(Counter(key.host for key in state.gpus).values(), default=0)
-    if gpus > max(there, of_pilots):
+    if gpus > max(_most_on_one_host(state), of_pilots):
         return f"it needs {gpus} GPUs on one host, and a pilot has {of_pilots} (--gpus-per-pilot)"
     return None
+
+
+def _most_on_one_host(state: State) -> int:
+    return max(Counter(key.host for key in state.gpus).values(), default=0)
 
 
 def _more_may_come(state: State) -> bool:
@@ -63,9 +65,11 @@ def _more_may_come(state: State) -> bool:
 
 
 def _why_too_large(state: State, gpus: int, asked_bytes: int | None) -> str | None:
+    if asked_bytes is None:
+        return None
     sizes = [usable_bytes(state, key) for key in state.gpus]
     known = [size for size in sizes if size is not None]
-    if asked_bytes is None or len(known) < len(sizes):
+    if len(known) < len(sizes):
         return None
     large_enough = sum(1 for size in known if size >= asked_bytes)
     if large_enough >= gpus:

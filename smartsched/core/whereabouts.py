@@ -23,9 +23,11 @@ class Remark(NamedTuple):
 def remarks(state: State, now: Timestamp) -> Iterator[Remark]:
     """All that is so now."""
     for run in state.runs.values():
-        if isinstance(run.status, Running) and (remark := _misplaced(state, run)) is not None:
+        if not isinstance(run.status, Running):
+            continue
+        if (remark := _misplaced(state, run)) is not None:
             yield remark
-        if is_unused(state, run, now):
+        if now >= run.status.since + UNUSED_FOR_SECONDS and is_unused(state, run, now):
             lasted = words.duration(UNUSED_FOR_SECONDS)
             gpus = run.status.placement.labels
             text = f"{run.job.words} has not used GPU {gpus} for {lasted}: does it need one?"
@@ -63,7 +65,7 @@ def _misplaced(state: State, run: Run) -> Remark | None:
 
 def _about(state: State, gpu: GpuKey, now: Timestamp) -> Iterator[Remark]:
     watch = state.gpus.get(gpu)
-    if watch is None or not is_in_use(state, gpu):
+    if watch is None or not (watch.is_unattributed or watch.strangers) or not is_in_use(state, gpu):
         return
     name = label(watch.latest, with_host=state.policy.spans_hosts)
     if watch.is_unattributed:

@@ -12,8 +12,10 @@ from smartsched.core.endings import how_it_ended
 from smartsched.core.events import (
     DrainRequested,
     Event,
+    GpuReleased,
     GpuWithheld,
     Halted,
+    JobAccepted,
     JobFinished,
     JobRequeued,
     JobsAdded,
@@ -27,6 +29,7 @@ from smartsched.core.events import (
     RunKilled,
     RunLaunched,
     RunPaused,
+    RunPlaced,
     RunPostponed,
     RunRevoked,
     RunStopping,
@@ -126,6 +129,8 @@ class Narrator:
         if self._began is None:
             self._began = now
         match event:
+            case JobAccepted() | RunPlaced() | GpuReleased():  # half of all that happens
+                pass
             case RunLaunched(_, key):
                 self._started(state.runs[key], now)
             case RunAdopted(_, key, since):

@@ -52,6 +52,7 @@ class LogFiles:
     def __init__(self, folder: Path, *, resumed: bool = False) -> None:
         """`resumed`: it may be there already, as an earlier dispatcher's of the same run."""
         self._folder = folder.absolute()
+        self._prefix = f"{self._folder}/"
         folder = self._folder
         self._made = [path for path in (folder, folder.parent) if not path.exists()]
         self._fds: dict[RunKey, int] = {}
@@ -96,7 +97,7 @@ class LogFiles:
     def closed(self, run: RunKey) -> None: ...
 
     def path(self, run: RunKey) -> str:
-        return str(self._folder / log_name(run))
+        return self._prefix + log_name(run)
 
     def tail(self, run: RunKey) -> str:
         return "\n".join(tail(self.path(run), _MOST_TAIL_LINES))

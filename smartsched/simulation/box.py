@@ -109,6 +109,7 @@ class PretendJob(Struct, frozen=True):
 
 class LivingRun(Struct):
     launch: Launch
+    gpu_indices: list[int]
     job: PretendJob
     pid: int
     shell_ends_at: Timestamp
@@ -118,10 +119,6 @@ class LivingRun(Struct):
     exit_told: bool = False  # to the present dispatcher
     is_adopted: bool = False  # no child of the present dispatcher: how it ends only the record says
     was_killed: bool = False  # its wrapper as well: no record of its end
-
-    @property
-    def gpu_indices(self) -> list[int]:
-        return indices_of(self.launch)
 
 
 def indices_of(launch: Launch) -> list[int]:
@@ -484,7 +481,7 @@ class _Launcher(Struct):
         job = broken[0] if broken else box.jobs(command)
         ends = box.clock.time + job.seconds
         last_ends = ends + job.leaves_behind_seconds
-        run = LivingRun(launch, job, box.last_pid, ends, last_ends, job.ending)
+        run = LivingRun(launch, indices, job, box.last_pid, ends, last_ends, job.ending)
         box.launched.append((box.clock.time, key, command, indices[0] if indices else NO_GPU))
         box.begun.add(key)
         box.living[key] = run
