@@ -128,7 +128,9 @@ class Agent:
         seen = [self._offered(each, now) for each in self._gpus.take(now)]
         self._is_awaited = self._is_awaited or self._answers_look(seen)
         self._seen += seen
-        self._take_up(self._launcher.take(now))
+        news = self._launcher.take(now)
+        self._take_up(news)
+        self._look_where_runs_were(news, now)
         if now >= self._look_again_at:
             self._look_for(list(self._in_doubt.values()), now)
         self._answers += self._claims.take(now)
@@ -305,6 +307,15 @@ class Agent:
                 self._withheld.remove(ended)
                 self._happened(ended)
 
+    def _look_where_runs_were(self, news: Iterable[AgentEvent], now: Timestamp) -> None:
+        """Nobody needs to ask: whether its memory is back is what everybody waits for who is to
+        follow."""
+        gone = [event.run for event in news if _is_end_of_all(event)]
+        gpus = [gpu.key for run in gone if run in self._placed for gpu in self._placed[run].gpus]
+        if gpus:
+            self._looks.update(dict.fromkeys([gpu.uuid for gpu in gpus], now))
+            self._gpus.refresh([(gpu, now) for gpu in gpus], now)
+
     def _forget(self, number: int) -> None:
         """Events up to this one are on record."""
         gone = []
@@ -345,6 +356,11 @@ class Agent:
         for uuid in found:
             del self._looks[uuid]
         return bool(found) or any(not isinstance(each, Snapshot) for each in seen)
+
+
+def _is_end_of_all(event: AgentEvent) -> bool:
+    """Whether nothing of a run lives any more."""
+    return isinstance(event, RunCleared) or (isinstance(event, RunExited) and not event.leftovers)
 
 
 class InProcess:

@@ -19,7 +19,6 @@ from smartsched.core.policy import Policy
 from smartsched.core.preference import Preference, parse_preference
 from smartsched.core.sampling import SECRETS, sampler_arguments
 from smartsched.core.selection import Selection, parse_ids
-from smartsched.core.slurm import check_options, gpus_named
 from smartsched.core.strangers import Ignored
 from smartsched.core.tag import HOOK_VARIABLE, VARIABLES
 from smartsched.core.units import (
@@ -179,7 +178,10 @@ def _cluster(args: argparse.Namespace) -> Cluster | None:
     if lease < _SHORTEST_LEASE_SECONDS:
         raise UsageError(f"--lease: {args.lease} is too short: give {_SHORTEST_LEASE_SECONDS}s")
     slurm = None if args.slurm is None else flag("--slurm", _parse_words, args.slurm)
-    check_options(slurm or ())
+    if slurm is not None:
+        from smartsched.core.slurm import check_options
+
+        check_options(slurm)
     return Cluster(
         hosts=() if args.hosts is None else parse_hosts(args.hosts),
         remote_command=args.remote_command,
@@ -195,6 +197,8 @@ def _cluster(args: argparse.Namespace) -> Cluster | None:
 
 def _gpus_per_pilot(args: argparse.Namespace, slurm: Sequence[str]) -> int:
     """Those that Slurm is asked for in its own words count."""
+    from smartsched.core.slurm import gpus_named
+
     named = gpus_named(slurm, os.environb)
     if args.gpus_per_pilot is None:
         return named or 1

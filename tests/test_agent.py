@@ -518,6 +518,28 @@ def test_what_somebody_asked_to_be_looked_at_is_urgent():
     assert bench.says().is_urgent
 
 
+@pytest.mark.parametrize("last", [ended(), RunCleared(T0 + AHEAD, a_run())])
+def test_where_a_run_was_is_looked_at_once_without_being_asked(last: Any):
+    bench = Bench()
+    bench.told(start())
+
+    bench.happens(last)
+
+    assert bench.gpus.refreshed == [(a_key(), T0 + AHEAD)]
+    bench.says()
+    bench.gpus.seen = [a_snapshot(a_sample(), at=T0 + AHEAD + 0.01, whole=False)]
+    assert bench.says().is_urgent
+
+
+def test_where_a_run_has_left_something_behind_there_is_nothing_to_be_seen_yet():
+    bench = Bench()
+    bench.told(start())
+
+    bench.happens(ended(leftovers=1))
+
+    assert bench.gpus.refreshed == []
+
+
 def test_what_was_begun_before_somebody_asked_is_no_answer():
     bench = Bench()
     bench.told(Look((a_key().uuid,)))

@@ -4,7 +4,6 @@ The second `python train.py` of a list is the second that the run was given, whe
 lines may be inserted, removed and moved between two dispatchers of one run.
 """
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
@@ -108,6 +107,8 @@ class Ledger(Struct):
 
 
 def _identity(spec: JobSpec) -> _Identity:
+    import hashlib  # takes longer to load than all the rest of it
+
     command = without_wishes(spec.command)  # wishes may be edited, it is the same command
     text = f"{spec.directory}\0{command}".encode("utf-8", "surrogateescape")
     return hashlib.blake2b(text, digest_size=16).digest()

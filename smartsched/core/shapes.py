@@ -17,7 +17,6 @@ A secret that is a positional word, or sticks to a one-letter option (`-pSECRET`
 
 import re
 from functools import lru_cache
-from hashlib import blake2b
 
 LONGEST = 300
 _LONGEST_READ = 8192  # of what follows, siblings need not agree
@@ -189,6 +188,8 @@ def _bounded(tokens: list[str]) -> str:
     whole = " ".join(tokens)
     if len(whole) <= LONGEST:
         return whole
+    from hashlib import blake2b  # takes longer to load than all the rest of it
+
     # letters only: a number in it would be taken out when it is read again
     digest = blake2b(whole.encode(), digest_size=8).hexdigest().translate(_LETTERS)
     kept, length = [], len(digest) + 1

@@ -54,6 +54,8 @@ def see(state: State, observation: Observation, now: Timestamp) -> None:
 
 
 def _see_gpus(state: State, snapshot: Snapshot, now: Timestamp) -> None:
+    if not snapshot.whole and snapshot.host not in state.cards:
+        return  # as long as nobody has said how many there are, some would pass for all
     state.troubles.pop(snapshot.host, None)
     if snapshot.whole:
         _pin(state, snapshot)

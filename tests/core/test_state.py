@@ -429,6 +429,15 @@ def test_a_look_at_one_gpu_says_nothing_about_the_others():
     assert state.gpus[a_key(1)].latest == a_sample(1)
 
 
+def test_some_of_a_host_s_gpus_do_not_pass_for_all_of_them():
+    """Else a job that needs two would be taken for one that no host will ever have room for."""
+    state = after(())
+
+    see(state, a_snapshot(a_sample(0), at=T0, whole=False))
+
+    assert not state.gpus
+
+
 def test_a_gpu_that_the_driver_no_longer_lists_is_unreadable():
     state = after(())
     see(state, a_snapshot(a_sample(0), a_sample(1), at=T0))
