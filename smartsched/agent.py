@@ -369,6 +369,7 @@ class InProcess:
     def __init__(self, agent: Agent, came: Came) -> None:
         self._agent = agent
         self._came: list[News] = [came]
+        self._looked_at: Timestamp | None = None
 
     def send(self, connection: Connection, orders: Orders) -> bool:
         self._agent.obey(orders, orders.sent_at, orders.sent_at)
@@ -378,7 +379,9 @@ class InProcess:
         news, self._came = self._came, []
         if news:
             return news  # first it is told what should be here
-        self._agent.look(now)
+        if now != self._looked_at:  # what happens here is noticed between ticks
+            self._agent.look(now)
+            self._looked_at = now
         if self._agent.says_what_it_said():
             return []
         return [Said(self._agent.host, self._agent.report(now), now)]

@@ -340,9 +340,10 @@ class Hosts:
         return f"{text}: {by_hand}{self._words_on_runs(host)}"
 
     def _hear(self, host: Host, report: Report, at: Timestamp, now: Timestamp) -> None:
-        host.offset.heard(report.sent_at, at)
-        if report.heard is not None:
-            host.offset.echoed(*report.heard)
+        if self._only is None:  # in this process there is one clock
+            host.offset.heard(report.sent_at, at)
+            if report.heard is not None:
+                host.offset.echoed(*report.heard)
         host.obeyed, host.living, host.strays_are_known = report.obeyed, report.living, False
         if host.launched:
             started = host.launched.items()
