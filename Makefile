@@ -17,7 +17,7 @@ WITH_OTHERS ?= tests/edges tests/cli tests/stub_nvml tests/test_*.py \
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: check test demo format man pictures lint types soak torture test-lowest test-oldest-engine \
-  test-pythons gpu bench bench-decisions help
+  test-pythons gpu bench bench-decisions bench-gpu help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -92,3 +92,6 @@ bench: $(INSTALLED)  ## what performance claims are measured with
 
 bench-decisions: $(INSTALLED)  ## harm and speed of decisions, against a world without us
 	$(BIN)/python -m tests.benchmarks.decisions $(ARGS)
+
+bench-gpu: $(INSTALLED)  ## what can be measured with a real NVIDIA GPU alone; most of it with torch
+	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)

@@ -134,6 +134,7 @@ class Watch(Struct):
     grown_at: Timestamp = float("-inf")  # when they came or grew last
     newcomers: Newcomers = field(default_factory=Newcomers)
     given_way_to: set[int] = field(default_factory=set)  # pids for which a run of ours has left
+    beside: tuple[Hold, ...] = ()  # our runs that the last sample was judged with
 
 
 def observe(
@@ -148,12 +149,52 @@ def observe(
     """Take in a reading that is not older than the ones before."""
     if watch is None:
         watch = Watch(reading, taken_at, arrived_at, _history_begins(reading, taken_at))
+    elif _says_the_same(watch, reading, taken_at, holds, max_gap_seconds):
+        _take_in_again(watch, taken_at, arrived_at, thresholds)
+        return watch
     elif _was_blind(watch, taken_at, max_gap_seconds):
         watch.since = _history_begins(reading, taken_at)
     watch.latest, watch.taken_at, watch.arrived_at = reading, taken_at, arrived_at
     if isinstance(reading, GpuSample):
         _take_in(watch, reading, holds, thresholds)
     return watch
+
+
+def _says_the_same(
+    watch: Watch,
+    reading: GpuReading,
+    taken_at: Timestamp,
+    holds: Collection[Hold],
+    max_gap_seconds: float,
+) -> bool:
+    """Whether nothing comes of the reading but that what was so still is. Most are like that, of
+    most GPUs, and there are very many. Nobody is there of whom has still to be seen what he does,
+    and it is as clear as it was whose the utilisation is."""
+    return (
+        isinstance(reading, GpuSample)
+        and reading == watch.latest
+        and not reading.utilization_history
+        and watch.beside == tuple(holds)
+        and (bool(holds) or watch.taken_at > watch.ours_until)
+        and watch.unexplained_since is None
+        and not watch.newcomers.has_undecided
+        and not _was_blind(watch, taken_at, max_gap_seconds)
+    )
+
+
+def _take_in_again(
+    watch: Watch, taken_at: Timestamp, arrived_at: Timestamp, limits: Thresholds
+) -> None:
+    if watch.beside:
+        watch.ours_until = taken_at + UTILIZATION_PERIOD_SECONDS
+    for test, breach in watch.breaches.items():
+        if breach.at == watch.taken_at:
+            watch.breaches[test] = replace(breach, at=taken_at)
+    watch.taken_at, watch.arrived_at = taken_at, arrived_at
+    assert isinstance(watch.latest, GpuSample)
+    if watch.latest.utilization_percent is not None:
+        watch.utilization.append((taken_at, watch.latest.utilization_percent))
+    _forget_utilization(watch, limits)
 
 
 def _was_blind(watch: Watch, taken_at: Timestamp, max_gap_seconds: float) -> bool:
@@ -169,6 +210,7 @@ def _history_begins(reading: GpuReading, taken_at: Timestamp) -> Timestamp:
 
 def _take_in(watch: Watch, sample: GpuSample, holds: Collection[Hold], limits: Thresholds) -> None:
     now = watch.taken_at
+    watch.beside = tuple(holds)
     if holds:
         watch.ours_until = now + UTILIZATION_PERIOD_SECONDS
     is_theirs = _unexplained_is_theirs(watch, sample, holds)
@@ -281,6 +323,11 @@ def _take_in_utilization(
     for at, percent in points:
         watch.utilization.append((at, percent))
         _judge_utilization(watch, at, percent, use, limits)
+    _forget_utilization(watch, limits)
+
+
+def _forget_utilization(watch: Watch, limits: Thresholds) -> None:
+    """Of before the window."""
     begins = watch.taken_at - limits.free_for_seconds
     while len(watch.utilization) > 1 and watch.utilization[0][0] <= begins:
         watch.utilization.popleft()

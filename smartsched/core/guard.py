@@ -47,8 +47,10 @@ def suspects(state: State) -> set[GpuUuid]:
 def to_be_withheld(state: State, now: Timestamp) -> GpuWithheld | None:
     """A suspect GPU that is to blame, since runs started elsewhere do well."""
     for uuid, record in state.records.items():
+        if not record.is_suspect:
+            continue
         runs = tuple(failure.key for failure in record.quick_failures)
-        if not record.is_suspect or any(run in state.runs for run in runs):
+        if any(run in state.runs for run in runs):
             continue  # what a failed run left behind has to go before its job is tried elsewhere
         if _others_do_well(state, uuid, now):
             return GpuWithheld(now, record.gpu, runs)

@@ -26,7 +26,7 @@ def measure(state: State, gpu: GpuKey, watch: Watch) -> None:
     """What each run of ours on this GPU uses of it, by the sample that has just been taken in."""
     sample = watch.latest
     living = [hold for hold in state.holds_on(gpu) if hold.cleared_at is None]
-    if not isinstance(sample, GpuSample) or watch.use is None:
+    if not living or not isinstance(sample, GpuSample) or watch.use is None:
         return
     strays = strays_at(state, watch)
     for hold in living:

@@ -68,6 +68,10 @@ class Newcomers(Struct):
                 self._remember(small.program, shown)
                 del self._small[pid]
 
+    @property
+    def has_undecided(self) -> bool:
+        return bool(self._small)
+
     def is_undecided(self, pid: int) -> bool:
         """Whether this process came just now, and has still to show how it takes its memory."""
         return pid in self._small

@@ -143,6 +143,7 @@ class PretendBox(Struct):
     interval_seconds: float = 1.0
     host: HostName = HOST
     first_uuid: int = 0  # where there are several boxes, no two GPUs have the same
+    keys: dict[int, GpuKey] = field(default_factory=dict)  # of its GPUs, as they are asked for
     clock: VirtualClock = field(default_factory=VirtualClock)
     visits: dict[int, list[Visit]] = field(default_factory=dict)
     driver_hangs: list[tuple[Timestamp, Timestamp]] = field(default_factory=list)
@@ -343,7 +344,9 @@ class PretendBox(Struct):
         return any(begin <= now < end for begin, end in claims.get(gpu, ()))
 
     def key(self, index: int) -> GpuKey:
-        return GpuKey(self.host, GpuUuid(pretend_uuid(self.first_uuid + index)))
+        if index not in self.keys:
+            self.keys[index] = GpuKey(self.host, GpuUuid(pretend_uuid(self.first_uuid + index)))
+        return self.keys[index]
 
     def strangers_at(self, gpu: int, at: Timestamp) -> list[Visit]:
         return [visit for visit in self.visits.get(gpu, ()) if visit.begins <= at < visit.ends]

@@ -88,7 +88,15 @@ class _Timed:
 
 
 def sample() -> None:
-    """In a process of its own, which finds the stub. The least of many: the rest is others'."""
+    """In a process of its own, which finds the stub."""
+    ours, theirs = reading_ms(_ROUNDS)
+    name = f"a sample of {GPUS} GPUs, {PROCESSES} processes"
+    print(json.dumps({f"{name}: ours, ms": ours, f"{name}: the stub driver's, ms": theirs}))
+
+
+def reading_ms(rounds: int) -> tuple[float, float]:
+    """Of one sample in this process: what is ours, and the driver's own time. The least of many:
+    the rest is others'."""
     from smartsched.cli.host import this_host
     from smartsched.core import codec
     from smartsched.edges import nvml
@@ -98,19 +106,14 @@ def sample() -> None:
     driver, people, host = _Timed(nvml.load()), Register(), this_host()
     reader = nvml.NvmlReader(driver, host, ProcessReader(driver, people.describe))
     ours, theirs = [], []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         driver.seconds, began = 0.0, time.perf_counter()
         snapshot = Snapshot(host, 0.0, reader.read(None), whole=True)
         codec.encode(snapshot, wall_time=0.0, monotonic_s=0.0)
         people.forget_all_but(snapshot.pids())
         ours.append(time.perf_counter() - began - driver.seconds)
         theirs.append(driver.seconds)
-    name = f"a sample of {GPUS} GPUs, {PROCESSES} processes"
-    result = {
-        f"{name}: ours, ms": 1000 * min(ours),
-        f"{name}: the stub driver's, ms": 1000 * min(theirs),
-    }
-    print(json.dumps(result))
+    return 1000 * min(ours), 1000 * min(theirs)
 
 
 def virtual_day(jobs: int) -> dict[str, float]:

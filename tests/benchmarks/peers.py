@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,13 +19,19 @@ import psutil
 Argv: TypeAlias = Callable[[int], list[str]]  # by the number of slots
 
 OURS = "smartsched"
-_PROGRAM = [sys.executable, "-m", "smartsched"]
+PROGRAM = [sys.executable, "-m", "smartsched"]
 _FREE = ["--free-for", "0", "--max-mem", "100%", "--max-util", "100%"]
+FREE_AT_ONCE = ["--free-for", "0"]
 
 
 def ours(slots: int, *more: str) -> list[str]:
     """On pretend GPUs that are always free."""
-    return [*_PROGRAM, "-q", "--simulate", str(slots), *_FREE, *more]
+    return [*PROGRAM, "-q", "--simulate", str(slots), *_FREE, *more]
+
+
+def ours_on(gpu: str) -> list[str]:
+    """On a real GPU, which is free again as soon as a job's memory is back."""
+    return [*PROGRAM, "-q", "--gpus", gpu, *FREE_AT_ONCE]
 
 
 def _xargs(slots: int) -> list[str]:
@@ -88,7 +94,8 @@ def running(argv: Sequence[str], stdin: int = subprocess.DEVNULL) -> Iterator[ps
         if process.stdin is not None:
             process.stdin.close()
         for signum in (signal.SIGTERM, signal.SIGKILL):
-            process.send_signal(signum)
+            with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                process.send_signal(signum)
             try:
                 process.wait(10)
                 break

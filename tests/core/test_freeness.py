@@ -3,7 +3,11 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import asdict, replace
 
+from smartsched.core import freeness
 from smartsched.core.freeness import (
     Busy,
     Free,
@@ -14,17 +18,19 @@ from smartsched.core.freeness import (
     Verdict,
     Watch,
     culprits,
+    limits_again,
     utilization_over_window,
     verdict,
 )
 from smartsched.core.model import GpuProcess, GpuReading
-from smartsched.core.strangers import DISPLAY_SERVERS, Ignored
+from smartsched.core.strangers import DISPLAY_SERVERS, Hold, Ignored
 from tests.builders import (
     GIB,
     MAX_GAP_SECONDS,
     T0,
     a_hold,
     a_process,
+    a_run,
     a_sample,
     history,
     observe,
@@ -384,3 +390,61 @@ def test_utilisation_is_told_over_the_window():
 
 def test_utilisation_is_not_told_where_it_is_not_reported():
     assert utilization_over_window(watched([(0, a_sample(utilization_percent=None))])) is None
+
+
+# --- what was so and still is
+
+
+READINGS: list[GpuReading] = [
+    a_sample(),
+    a_sample(utilization_percent=60),
+    a_sample(utilization_percent=None),
+    a_sample(used_gib=30),
+    a_sample(ailment="Xid 79", utilization_percent=5),
+    used_by(a_process(gib=3), utilization_percent=60),
+    used_by(a_process(gib=40), a_process(501, gib=1), utilization_percent=60),
+    used_by(a_process(77, gib=20, utilization_percent=55), utilization_percent=55),
+    used_by(a_process(77, gib=20), a_process(501, gib=12), utilization_percent=90),
+    a_sample(used_gib=30, processes=(a_process(77, gib=20),)),
+    a_sample(utilization_history=history((2.0, 80), (1.0, 0))),
+    unreadable(),
+]
+HELD: list[tuple[Hold, ...]] = [
+    (),
+    (a_hold(),),
+    (a_hold(), a_hold(run=a_run(2), pid=501)),
+    (a_hold(cleared_at=T0),),
+]
+LIMITS = [
+    Thresholds(free_for_seconds=3.0, max_processes=1),
+    Thresholds(Share(35.0), 70.0, free_for_seconds=3.0),
+]
+MOMENTS = st.lists(
+    st.tuples(
+        st.sampled_from([0.1, 0.9, 2.0, 2.0, MAX_GAP_SECONDS + 1]),
+        st.sampled_from(READINGS),
+        st.sampled_from(HELD),
+        st.integers(1, 9),
+        st.sampled_from(LIMITS),
+    ),
+    max_size=12,
+)
+
+
+@given(MOMENTS)
+def test_a_reading_that_says_the_same_comes_to_what_a_new_one_would(
+    moments: list[tuple[float, GpuReading, tuple[Hold, ...], int, Thresholds]],
+):
+    at = T0
+    same: Watch | None = None
+    renamed: Watch | None = None
+    for seconds, reading, holds, times, limits in moments:
+        for watch in (same, renamed):
+            if watch is not None:
+                limits_again(watch, limits)
+        for number in range(times):
+            at += seconds
+            another = replace(reading, name=f"Test GPU {number % 2}")  # never what it was before
+            same = freeness.observe(same, reading, at, at, holds, limits, MAX_GAP_SECONDS)
+            renamed = freeness.observe(renamed, another, at, at, holds, limits, MAX_GAP_SECONDS)
+            assert asdict(same) | {"latest": None} == asdict(renamed) | {"latest": None}
