@@ -4,7 +4,6 @@ from smartsched.core import words
 from smartsched.core.events import JobRequeued
 from smartsched.core.metering import strays_at, strays_bytes
 from smartsched.core.model import EndedRun, GpuSample, PlacedGpu, Timestamp
-from smartsched.core.oom import wanted_bytes
 from smartsched.core.state import State
 from smartsched.core.strangers import SLACK_BYTES
 
@@ -76,6 +75,8 @@ def words_on_memory(state: State, ended: EndedRun) -> str:
 
 
 def _most_held(state: State, ended: EndedRun) -> int:
+    from smartsched.core.oom import wanted_bytes  # only failures need it
+
     promised = max((gpu.reserved_bytes or 0 for gpu in ended.placement.gpus), default=0)
     wanted = wanted_bytes(ended.out_of_memory) or 0
     return max(promised, peak_bytes(state, ended) + wanted)

@@ -4,12 +4,10 @@ URLs hold secrets. They go to that process through memory that has no name, not 
 environment, which others can see, and of a URL nothing is ever said but its scheme.
 """
 
-import importlib.util
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -43,6 +41,9 @@ def scheme(url: str) -> str:
 def check(urls: Sequence[str]) -> None:
     """Before anything runs. Raises UsageError without the library, or for what is no URL of any
     service that it knows."""
+    import importlib.util
+    import subprocess
+
     if importlib.util.find_spec("apprise") is None:
         raise UsageError(_HOW_TO_INSTALL)
     asked = json.dumps({"urls": list(urls), "check": True}).encode("utf-8", "backslashreplace")

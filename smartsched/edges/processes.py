@@ -43,7 +43,6 @@ from smartsched.core.model import (
     Stopping,
     Timestamp,
 )
-from smartsched.core.oom import out_of_memory
 from smartsched.core.tag import tag_of
 from smartsched.ports import FdWatcher
 
@@ -416,7 +415,7 @@ class Processes:
         if (why := self._why_lost(leader)) is not None:
             leader.ending = Lost(why)
         failed = leader.ending != Exited(0)
-        why = (out_of_memory(self._output.tail(leader.run)) or "") if failed else ""
+        why = _says_out_of_memory(self._output.tail(leader.run)) if failed else ""
         leftovers = self._count_leftovers(leader)
         if leftovers:
             self._lingering[leader.run] = leader
@@ -540,6 +539,12 @@ class Processes:
         elif self._family.lives(leader.process):
             with suppress(OSError):
                 os.kill(leader.process.pid, signum)
+
+
+def _says_out_of_memory(tail: str) -> str:
+    from smartsched.core.oom import out_of_memory  # only failures need it
+
+    return out_of_memory(tail) or ""
 
 
 def _why(error: OSError) -> str:
