@@ -160,7 +160,8 @@ class Intake(Protocol):
 
 class Journal(Protocol):
     def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
-        """Append them, all or none, and make them durable. None: they are; else why not."""
+        """Append them, all or none, and, if that is asked for, make all there is durable. None: it
+        is so; else why not."""
         ...
 
 

@@ -1220,6 +1220,20 @@ def test_on_one_box_runs_belong_to_it_whatever_it_was_called_before():
     assert list(hosts.believed()) == ["new"]
 
 
+def test_on_one_box_there_is_one_clock():
+    state = replay(a_policy(), [JobAccepted(T0, JobId(1), a_spec()), *running()])
+    transport = FakeTransport([Came(GPU1, HELLO)])
+    hosts = Hosts(transport, state, only=GPU1)
+    hosts.pump(T0 + 60)
+    seen = a_snapshot(a_sample(), at=T0 + 40, arrived_at=T0 + 60)
+    adopted = RunAdopted(T0 + 59, a_run(), since=T0 + 7)
+    report = Report(T0 + 60, seen=(seen,), events=((1, adopted),), living=frozenset({a_run()}))
+    transport.news.append(Said(GPU1, report, T0 + 60))
+
+    assert list(FleetLauncher(hosts, state).take(T0 + 60)) == [adopted]
+    assert FleetGpus(hosts).take(T0 + 60)[0] == seen
+
+
 def test_on_one_box_reports_are_not_answered_and_no_order_is_late():
     state = replay(a_policy(), [])
     transport = FakeTransport([Came(GPU1, HELLO)])

@@ -81,8 +81,12 @@ def resume(
     ledger = _ledger_of(journal, known, inputs, failed_too=args.resume_failed)
     past = _Past(terms, state, ledger, _whole(known, folder))
     again = parse_again(words, terms.options)
-    if state.runs and not args.assume_gone:
-        _check_place(past, name, on_hosts=spans_hosts(again))
+    rebooted = args.assume_gone or _was_rebooted(state.place, this_place())
+    attempts = Attempts(folder.make_folder(JOBS)).all()
+    attempts_over = over(state, attempts, rebooted=rebooted)
+    going = state.runs.keys() | (set(attempts) - attempts_over)
+    if going and not args.assume_gone:
+        _check_place(past, name, len(going), on_hosts=spans_hosts(again))
     try:
         os.chdir(terms.began.directory)
     except OSError as error:
@@ -127,9 +131,7 @@ def resume(
             f"earlier runs of this folder have something left: {left}"
             f" (smartsched --resume {unfinished[0]})"
         )
-    attempts = Attempts(folder.make_folder(JOBS)).all()
-    rebooted = _was_rebooted(state.place, this_place())
-    session.over = sorted(over(state, attempts, rebooted=rebooted))
+    session.over = sorted(attempts_over)
     return session
 
 
@@ -219,12 +221,12 @@ def _ledger_of(
     return Ledger(failed=failed)
 
 
-def _check_place(past: _Past, name: str, *, on_hosts: bool) -> None:
-    """Processes that cannot be seen from here, or that no agent looks after, must not be taken for
-    gone."""
+def _check_place(past: _Past, name: str, going: int, *, on_hosts: bool) -> None:
+    """So many runs may go on, as the journal or records of their own have it. What cannot be seen
+    from here, or what no agent would look after, must not be taken for gone."""
     state, were_on_hosts = past.state, spans_hosts(parse_again([], past.terms.options))
     if on_hosts and not were_on_hosts:
-        jobs = words.count(len(state.runs), "job")
+        jobs = words.count(going, "job")
         raise StateError(
             f"{jobs} of run {name} may still run on {past.terms.began.host}, where no agent would"
             f" look after them: let them end first (smartsched --resume {name} there, and Ctrl-C to"

@@ -134,7 +134,8 @@ class Watch(Struct):
     grown_at: Timestamp = float("-inf")  # when they came or grew last
     newcomers: Newcomers = field(default_factory=Newcomers)
     given_way_to: set[int] = field(default_factory=set)  # pids for which a run of ours has left
-    beside: tuple[Hold, ...] = ()  # our runs that the last sample was judged with
+    # Our runs that the last sample was judged with; None: the next one is to be taken in whole.
+    beside: tuple[Hold, ...] | None = ()
 
 
 def observe(
@@ -227,7 +228,7 @@ def _take_in(watch: Watch, sample: GpuSample, holds: Collection[Hold], limits: T
 def limits_again(watch: Watch, limits: Thresholds) -> None:
     """There are other limits: the last sample, and the utilisation that is remembered, are judged
     by them."""
-    sample = watch.latest
+    sample, watch.beside = watch.latest, None  # others may be ignored now
     if not isinstance(sample, GpuSample) or watch.use is None:
         return
     kept = [breach for breach in watch.breaches.values() if breach.test != "utilisation"]

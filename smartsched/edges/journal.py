@@ -26,6 +26,8 @@ class FileJournal:
         self._seq = 0
         self._crc = 0  # of all records
         self._has_scraps = False  # behind the last record, of a write that failed
+        self._at_risk = bytearray()  # the records that may not be durable
+        self._is_in_doubt = False  # whether the system still has those to make them durable
         self.is_failing = False  # the last write came to nothing
         self.cut_off_bytes = 0  # at the end: a record that was being written when we died
 
@@ -50,8 +52,8 @@ class FileJournal:
 
         `after`: those behind a mark that it has come by; `only`: events of these names; the others
         are passed over, whole or not. What a crash left of a last record is cut off: it was not
-        durable, so nothing came of it. Raises JournalDamagedError for anything else that is no
-        record, naming the line.
+        written whole, so nothing came of it. Raises JournalDamagedError for anything else that is
+        no record, naming the line.
         """
         self._seq, self._size, self._crc = after
         size = os.fstat(self._fd).st_size
@@ -75,7 +77,7 @@ class FileJournal:
             os.ftruncate(self._fd, self._size)
 
     def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
-        """Append and make durable, all or nothing; why not, or None."""
+        """Append, all or nothing, and make durable with all before; why not, or None."""
         data = b"".join(encode(event, self._seq + n) for n, event in enumerate(events, start=1))
         try:
             if os.fstat(self._fd).st_nlink == 0:
@@ -85,7 +87,7 @@ class FileJournal:
                 self._has_scraps = False
             self._append(data)
             if durable:
-                os.fdatasync(self._fd)
+                self._sync()
         except OSError as error:
             if os.fstat(self._fd).st_nlink == 0:
                 raise StateError(
@@ -98,6 +100,9 @@ class FileJournal:
         self._size += len(data)
         self._seq += len(events)
         self._crc = zlib.crc32(data, self._crc)
+        self._at_risk += data
+        if durable:
+            self._at_risk.clear()
         self.is_failing = False
         return None
 
@@ -105,8 +110,19 @@ class FileJournal:
         os.close(self._fd)
 
     def _append(self, data: bytes) -> None:
-        at = self._size
-        left = memoryview(data)
+        self._put(data, self._size)
+
+    def _sync(self) -> None:
+        """When that has failed once, the system takes what it could not write for written
+        (fsync(2)): it has to be given it again."""
+        if self._is_in_doubt:
+            self._put(self._at_risk, self._size - len(self._at_risk))
+        self._is_in_doubt = True
+        os.fdatasync(self._fd)
+        self._is_in_doubt = False
+
+    def _put(self, data: bytes | bytearray, at: int) -> None:
+        left = memoryview(bytes(data))
         while left:
             written = os.pwrite(self._fd, left, at)
             at += written

@@ -223,8 +223,7 @@ class Processes:
         try:
             script = self._attempts.prepare(run, command if is_long else None)
         except FileExistsError:
-            why = "this attempt has begun before, though the journal does not know it"
-            return RunExited(now, run, NotStarted(why), leftovers=0)
+            return self._take_up(launch, now)
         except OSError as error:
             return self._not_started(run, RunPostponed(now, run, _why(error)))
         try:
@@ -249,6 +248,18 @@ class Processes:
         self._output.opened(run, started=True)
         self._by_pid[pid] = leader
         return RunLaunched(now, run, leader.process, self._output.path(run))
+
+    def _take_up(self, launch: Launch, now: Timestamp) -> RunLaunched:
+        """It has begun before, though the journal knows nothing of that any more, as after a loss
+        of power where a server has got its record and not the journal's: what became of it, that
+        record tells."""
+        run = launch.run
+        self._family.look_everywhere()
+        self._output.adopt(run, launch.placement)
+        process = self._process_by_record(run)
+        self._watch(self._lead(run, process), now)
+        self._look_at = float("-inf")  # it may have ended long ago
+        return RunLaunched(now, run, process, self._output.path(run))
 
     def _lead(self, run: RunKey, process: ProcessId) -> _Leader:
         shell = Shell(process.pid, tag_of(self._run_id, run))
@@ -291,6 +302,12 @@ class Processes:
         if is_revoked:
             self._output.closed(run)
             return [RunRevoked(now, run)]
+        process = self._process_by_record(run)
+        launched = RunLaunched(starting.status.since, run, process, self._output.path(run))
+        return [launched, *self._watch(self._lead(run, process), now)]
+
+    def _process_by_record(self, run: RunKey) -> ProcessId:
+        """Of an attempt that has begun: its wrapper, if that is here."""
         deadline = time.monotonic() + _ABOUT_TO_SAY_SECONDS
         while (record := self._attempts.read(run)) is None or record.pid is None:
             if time.monotonic() > deadline:
@@ -300,8 +317,7 @@ class Processes:
         process = ProcessId(pid or 0, 0, "")
         if pid is not None and self._family.carries(pid, tag_of(self._run_id, run)):
             process = self._family.identify(pid)
-        launched = RunLaunched(starting.status.since, run, process, self._output.path(run))
-        return [launched, *self._watch(self._lead(run, process), now)]
+        return process
 
     def _watch(self, leader: _Leader, now: Timestamp) -> list[_Adoption]:
         """Be told of the end of a shell that is no child of ours. Nothing, if it has ended."""

@@ -238,7 +238,7 @@ class Hosts:
         host.is_gone = host.leaves = host.was_told = False
         host.announced = None
         host.offset, host.reported_at = Offset(), None
-        host.offset.heard(hello.sent_at, now)
+        host.offset.heard(hello.sent_at if self._only is None else now, now)
         host.obeyed = 0
         host.launched.clear()
         host.looks.clear()

@@ -56,16 +56,17 @@ def rewrite(box: Box, change: Callable[[Event], Event]) -> None:
     path.write_bytes(b"".join(encode(change(e), seq) for seq, e in enumerate(events, start=1)))
 
 
-def lose_power(box: Box, *, keep: Callable[[Event], bool]) -> None:
-    """Records are kept up to the first that is not; and by now it is another boot."""
+def forget_starts(box: Box, *, machine: str = "", boot: str = "") -> None:
+    """The journal, cut off where the first start was noted; as if it were of another machine, or
+    of another boot."""
     path = box.run_folder() / "events.jsonl"
     lines = path.read_bytes().splitlines()
     events = [decode_line(line, seq) for seq, line in enumerate(lines, start=1)]
-    kept = list(takewhile(keep, events))
+    kept = list(takewhile(lambda event: not isinstance(event, RunPlaced), events))
     began = kept[0]
     assert isinstance(began, RunBegan)
-    machine, _, namespace = began.place.split("/")
-    kept[0] = replace(began, place=f"{machine}/{'0' * 32}/{namespace}")
+    ours = began.place.split("/")
+    kept[0] = replace(began, place=f"{machine or ours[0]}/{boot or ours[1]}/{ours[2]}")
     path.write_bytes(b"".join(encode(event, seq) for seq, event in enumerate(kept, start=1)))
 
 
@@ -398,7 +399,7 @@ def test_a_start_that_was_lost_with_the_power_is_begun_anew(box: Box):
     session.crash()
     os.killpg(os.getpgid(job), signal.SIGKILL)
     wait_until(box.is_quiet, "the job is gone")
-    lose_power(box, keep=lambda event: not isinstance(event, RunPlaced))
+    forget_starts(box, boot="0" * 32)
     let_go(box)
 
     session = box.start("--resume")
@@ -408,21 +409,46 @@ def test_a_start_that_was_lost_with_the_power_is_begun_anew(box: Box):
     assert [event["run"] for event in box.events("run_placed")] == [[1, 1], [2, 1]]
 
 
-def test_without_a_loss_of_power_an_attempt_that_nobody_knows_is_not_begun_anew(box: Box):
-    """Whatever has become of the journal, it may still run."""
-    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of([gated("a")])))
+@pytest.mark.parametrize("then", ["it goes on", "it has ended", "it was killed"])
+def test_an_attempt_of_which_the_journal_has_lost_all_word_is_taken_up_by_its_record(
+    box: Box, then: str
+):
+    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of([f"{gated('a')}; exit 7"])))
     [job] = pids(box, 1)
     session.crash()
-    kept = (box.run_folder() / "events.jsonl").read_bytes().splitlines(keepends=True)
-    placed = next(n for n, line in enumerate(kept) if b'"run_placed"' in line)
-    (box.run_folder() / "events.jsonl").write_bytes(b"".join(kept[:placed]))
+    forget_starts(box)
+    if then == "it has ended":
+        let_go(box)
+    elif then == "it was killed":
+        os.killpg(os.getpgid(job), signal.SIGKILL)
+    if then != "it goes on":
+        wait_until(box.is_quiet, "the job is gone")
 
     session = box.start("--resume")
 
-    assert session.end().status == 1
-    assert "this attempt has begun before" in session.err
-    assert alive(job)
     let_go(box)
+    ended = session.end()
+    assert ended.status == 1
+    began = len(box.lines("began"))
+    assert (began, len(box.lines("done"))) == ((2, 1) if then == "it was killed" else (1, 1))
+    assert "exit status 7" in session.err
+
+
+def test_an_attempt_that_nobody_knows_is_not_begun_anew_where_it_cannot_be_seen(box: Box):
+    """Its machine may live, and cannot write the journal."""
+    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of([gated("a")])))
+    pids(box, 1)
+    session.crash()
+    forget_starts(box, machine="f" * 32)
+    let_go(box)
+    wait_until(box.is_quiet, "the job is gone")
+
+    refused = box.run("--resume")
+    assert refused.status == 255
+    assert "--assume-gone" in refused.err
+
+    assert box.run("--resume", "--assume-gone").status == 0
+    assert len(box.lines("done")) == 2
 
 
 def test_a_job_that_lives_though_it_cannot_be_told_apart_is_stopped_before_it_runs_again(box: Box):

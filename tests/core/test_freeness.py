@@ -418,14 +418,14 @@ HELD: list[tuple[Hold, ...]] = [
 LIMITS = [
     Thresholds(free_for_seconds=3.0, max_processes=1),
     Thresholds(Share(35.0), 70.0, free_for_seconds=3.0),
+    Thresholds(Share(35.0), 70.0, free_for_seconds=3.0, ignored=Ignored(frozenset({"alice"}))),
 ]
 MOMENTS = st.lists(
     st.tuples(
         st.sampled_from([0.1, 0.9, 2.0, 2.0, MAX_GAP_SECONDS + 1]),
         st.sampled_from(READINGS),
         st.sampled_from(HELD),
-        st.integers(1, 9),
-        st.sampled_from(LIMITS),
+        st.lists(st.sampled_from(LIMITS), min_size=1, max_size=5),
     ),
     max_size=12,
 )
@@ -433,16 +433,17 @@ MOMENTS = st.lists(
 
 @given(MOMENTS)
 def test_a_reading_that_says_the_same_comes_to_what_a_new_one_would(
-    moments: list[tuple[float, GpuReading, tuple[Hold, ...], int, Thresholds]],
+    moments: list[tuple[float, GpuReading, tuple[Hold, ...], list[Thresholds]]],
 ):
+    """Though the user may change the limits meanwhile."""
     at = T0
     same: Watch | None = None
     renamed: Watch | None = None
-    for seconds, reading, holds, times, limits in moments:
-        for watch in (same, renamed):
-            if watch is not None:
-                limits_again(watch, limits)
-        for number in range(times):
+    for seconds, reading, holds, changes in moments:
+        for number, limits in enumerate([each for each in changes for _ in range(2)]):
+            if number % 2 == 0:
+                for watch in filter(None, (same, renamed)):
+                    limits_again(watch, limits)
             at += seconds
             another = replace(reading, name=f"Test GPU {number % 2}")  # never what it was before
             same = freeness.observe(same, reading, at, at, holds, limits, MAX_GAP_SECONDS)

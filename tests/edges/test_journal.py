@@ -1,5 +1,6 @@
 """The journal on disk: cut, damaged, full and long."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -120,6 +121,30 @@ def test_a_record_is_on_disk_when_write_returns(path: Path):
     journal.write(HISTORY[2:3])
     assert path.read_bytes().count(b"\n") == 3
     journal.close()
+
+
+def test_what_a_disk_has_refused_once_is_given_to_it_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Some find out that there is no room when all is written, and forget what they had."""
+    journal = opened(path)
+    journal.write(HISTORY[:2])
+    kept = path.stat().st_size
+
+    def fail(fd: int) -> None:
+        os.pwrite(fd, bytes(os.fstat(fd).st_size - kept), kept)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    assert journal.write(HISTORY[2:4], durable=False) is None
+    assert "No space left" in (journal.write(HISTORY[4:5]) or "")
+    assert "No space left" in (journal.write(HISTORY[4:5]) or "")
+    monkeypatch.undo()
+
+    assert journal.write(HISTORY[4:]) is None
+
+    journal.close()
+    assert read(path) == HISTORY
 
 
 def test_writing_nothing_changes_nothing(path: Path):
