@@ -23,8 +23,10 @@ from smartsched.errors import UsageError
 from smartsched.ports import LocalLauncher
 
 # The batch system signals all processes of its job one after the other: a run may be seen to end
-# before our own signal has come.
+# before our own signal has come. One that looks like that is waited with for longer; the others may
+# have caught the signal, and have saved their state, or not.
 _IN_DOUBT_SECONDS = 2.0
+_IN_SOME_DOUBT_SECONDS = 0.25
 _WHY = "its pilot was ended"
 _News = RunExited | RunCleared | RunPostponed
 
@@ -108,10 +110,10 @@ class _Launcher:
     def _news(self, now: Timestamp) -> Iterator[_News]:
         for event in self._launcher.take(now):
             if isinstance(event, RunExited) and event.run not in self._asked:
-                if self._pilot.is_ended or not may_be_the_systems(event.ending):
+                if self._pilot.is_ended:
                     yield self._judged(event)
                 else:
-                    self._doubts[event.run] = _Doubt(event, now + _IN_DOUBT_SECONDS)
+                    self._doubts[event.run] = _Doubt(event, now + _doubt_seconds(event.ending))
             elif isinstance(event, RunCleared) and event.run in self._doubts:
                 self._later.append(event)
             else:
@@ -131,6 +133,10 @@ class _Launcher:
         """What ends well after the job was told to end may have saved its state; it has not done
         its work."""
         return replace(event, ending=Lost(_WHY)) if self._pilot.is_ended else event
+
+
+def _doubt_seconds(ending: Ending) -> float:
+    return _IN_DOUBT_SECONDS if may_be_the_systems(ending) else _IN_SOME_DOUBT_SECONDS
 
 
 def may_be_the_systems(ending: Ending) -> bool:

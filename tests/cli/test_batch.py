@@ -64,13 +64,18 @@ def test_without_gpus_that_were_granted_there_is_no_pilot():
 
 
 @pytest.mark.parametrize("ending", [Exited(0), Exited(3), Killed(signal.SIGSEGV)])
-def test_runs_end_as_they_do_anywhere(pilot: Pilot, ending: Ending):
+def test_runs_end_as_they_do_anywhere_unless_the_job_is_ended_in_a_moment(
+    pilot: Pilot, ending: Ending
+):
+    """They may have caught the signal that comes to us as well."""
     runs = Runs()
     launcher = pilot.launcher(runs)
 
     runs.ends(ending)
 
-    assert launcher.take(T0) == [RunExited(T0, RUN, ending, 0)]
+    assert launcher.take(T0) == []
+    assert launcher.wake_at() == T0 + 0.25
+    assert launcher.take(T0 + 0.25) == [RunExited(T0, RUN, ending, 0)]
 
 
 @pytest.mark.parametrize("ending", [Exited(0), Exited(3), Killed(signal.SIGTERM)])
@@ -82,6 +87,18 @@ def test_what_ends_after_the_job_was_told_to_end_is_lost(pilot: Pilot, ending: E
     runs.ends(ending)
 
     assert launcher.take(T0) == [RunExited(T0, RUN, LOST, 0)]
+
+
+@pytest.mark.parametrize("ending", [Exited(0), Exited(3), Killed(signal.SIGKILL)])
+def test_what_ends_just_before_the_job_was_told_to_end_is_lost(pilot: Pilot, ending: Ending):
+    runs = Runs()
+    launcher = pilot.launcher(runs)
+    runs.ends(ending)
+    assert launcher.take(T0) == []
+
+    pilot.is_ended = True
+
+    assert launcher.take(T0 + 0.2) == [RunExited(T0, RUN, LOST, 0)]
 
 
 def test_a_run_that_is_killed_may_have_been_so_with_the_job(pilot: Pilot):

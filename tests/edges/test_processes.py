@@ -614,11 +614,13 @@ def test_an_attempt_that_has_begun_is_never_launched_again(dispatcher: Dispatche
     dispatcher.writes = False
     dispatcher.run("echo once >> runs")
 
-    event = dispatcher.launch(launch_of("echo twice >> runs"))
+    event = dispatcher.launch(launch_of("echo twice >> runs; exit 3"))
 
-    assert isinstance(event, RunExited)
-    assert isinstance(event.ending, NotStarted)
-    assert "begun before" in event.ending.why
+    assert isinstance(event, RunLaunched)
+    assert dispatcher.processes.wake_at() == float("-inf")
+    (ended,) = dispatcher.processes.take(event.at)
+    assert isinstance(ended, RunExited)
+    assert ended.ending == Exited(0)
     assert Path("runs").read_text() == "once\n"
     assert dispatcher.record().exists()
 
