@@ -68,6 +68,8 @@ class _Held(Struct, frozen=True):
 
 def plan(state: State, now: Timestamp, released: Collection[tuple[GpuKey, RunKey]] = ()) -> Plan:
     """By all that was seen so far. `released`: what is given back in this very moment."""
+    if not state.queue:
+        return Plan()
     planner = _Planner(state, now, offers(state, now, released))
     planner.give_up(impossible(state))
     for job in in_order(state, planner.left.values(), now):
