@@ -90,6 +90,7 @@ class Agent:
         self._looks: dict[GpuUuid, Timestamp] = {}  # somebody waits for them, since then
         self._claimed: set[GpuKey] = set()  # or asked for
         self._placed: dict[RunKey, Placement] = {}  # of those here
+        self._watched: frozenset[GpuKey] = frozenset()
         self._obeyed = 0
         self._said_obeyed = -1  # in the last report
         self._heard: tuple[Timestamp, Timestamp] | None = None
@@ -131,6 +132,8 @@ class Agent:
         news = self._launcher.take(now)
         self._take_up(news)
         self._look_where_runs_were(news, now)
+        if news:
+            self._watch_over_runs()
         if now >= self._look_again_at:
             self._look_for(list(self._in_doubt.values()), now)
         self._answers += self._claims.take(now)
@@ -256,6 +259,7 @@ class Agent:
         if isinstance(outcome, RunLaunched):
             self._placed[launch.run] = launch.placement
             self._know(outcome)
+            self._watch_over_runs()
         self._happened(outcome)
 
     def _know(self, launched: RunLaunched) -> None:
@@ -278,6 +282,7 @@ class Agent:
             elif isinstance(run.status, Starting) and run.key in self._launched:
                 self._happened(self._launched[run.key])
         self._look_for(unknown, now)
+        self._watch_over_runs()
 
     def _look_for(self, runs: Sequence[Run], now: Timestamp) -> None:
         """Those that are expected, and of which nothing is known here."""
@@ -315,6 +320,15 @@ class Agent:
         if gpus:
             self._looks.update(dict.fromkeys([gpu.uuid for gpu in gpus], now))
             self._gpus.refresh([(gpu, now) for gpu in gpus], now)
+
+    def _watch_over_runs(self) -> None:
+        """Who comes to where they are is to be seen soon."""
+        living = self._launcher.living()
+        placed = [placement for run, placement in self._placed.items() if run in living]
+        watched = frozenset(gpu.key for placement in placed for gpu in placement.gpus)
+        if watched != self._watched:
+            self._watched = watched
+            self._gpus.watch(watched)
 
     def _forget(self, number: int) -> None:
         """Events up to this one are on record."""

@@ -102,7 +102,7 @@ DURABLE_WITHIN_SECONDS = 0.05
 class Loop:
     def __init__(self, world: World, state: State, window: int = QUEUE_WINDOW) -> None:
         """`state`: what the journal says so far. `window`: how many commands are read ahead."""
-        self._world = world
+        self.world = world
         self.state = state
         self._window = window
         self._slept_until: Timestamp = float("inf")
@@ -118,7 +118,7 @@ class Loop:
     def resume(self, resumed: RunResumed, replaced: ListReplaced | None, *, adopt: bool) -> None:
         """Go on where an earlier dispatcher ended or died. `adopt`: whether what it left running
         may go on; else it is stopped and started anew."""
-        now, launcher = resumed.at, self._world.launcher
+        now, launcher = resumed.at, self.world.launcher
         self._record([resumed], now)
         for run in list(self.state.runs.values()):
             self._record(launcher.adopt(run, now), now)
@@ -131,7 +131,7 @@ class Loop:
         self._untold += self._settle(now)
         if replaced is not None:
             self._record([replaced], now)
-            self._record(self._world.intake.finished(now), now)
+            self._record(self.world.intake.finished(now), now)
         self._write([])
         self._ask_again()
 
@@ -139,7 +139,7 @@ class Loop:
         """Where runs of ours are, other dispatchers are to know; with our predecessor its claims
         went. Whoever came before us stays there beside us."""
         for gpu in self.state.holds:
-            self._world.claims.ask([(gpu, 0)], now)
+            self.world.claims.ask([(gpu, 0)], now)
 
     def _ask_again(self) -> None:
         """That runs were told to end is on record; whether it was done before our predecessor died,
@@ -147,13 +147,13 @@ class Loop:
         for key, run in self.state.runs.items():
             match run.status:
                 case Stopping(killed_at=float()) | Lingering(killed_at=float()):
-                    self._world.launcher.kill(key)
+                    self.world.launcher.kill(key)
                 case Stopping(why="contention" | "leaving") if (
                     self.state.policy.asks_for_checkpoints
                 ):
-                    self._world.launcher.checkpoint(key)
+                    self.world.launcher.checkpoint(key)
                 case Stopping() | Lingering(asked=True):
-                    self._world.launcher.terminate(key)
+                    self.world.launcher.terminate(key)
                 case _:
                     pass
 
@@ -161,7 +161,7 @@ class Loop:
         """Tick until every command has its end or the user wants no more. The state at the end."""
         while not (decision := self.tick()).over:
             self._slept_until = self.wake_at(decision)
-            self._world.waiter.wait(self._slept_until)
+            self.world.waiter.wait(self._slept_until)
         return self.state
 
     def close(self, now: Timestamp) -> str | None:
@@ -177,7 +177,7 @@ class Loop:
         return why
 
     def tick(self) -> Decision:
-        now = self._world.clock.now()
+        now = self.world.clock.now()
         self._observe(now)
         self._untold += self._settle(now)
         decision = decide(self.state, now)
@@ -201,11 +201,11 @@ class Loop:
         if self._unwritten and not self._behind:
             self._note_launches()
         self._answer(decision, now)
-        self._world.observer.decided(decision, self.state, now)
+        self.world.observer.decided(decision, self.state, now)
         return decision
 
     def _observe(self, now: Timestamp) -> None:
-        world = self._world
+        world = self.world
         self.state.local_offset = world.clock.local_offset()
         self._record(world.requests.take(now), now)
         for request in world.inbox.take(now):
@@ -246,15 +246,15 @@ class Loop:
         if self._asked:
             facts = status(self.state, decision.waiting, now)
             for asked in self._asked:
-                self._world.inbox.answer(asked, Answer(True, "", facts))
+                self.world.inbox.answer(asked, Answer(True, "", facts))
             self._asked.clear()
         if not self._behind:
             for number, answer in self._answers:
-                self._world.inbox.answer(number, answer)
+                self.world.inbox.answer(number, answer)
             self._answers.clear()
 
     def _accept(self, now: Timestamp) -> None:
-        intake = self._world.intake
+        intake = self.world.intake
         budget = LINES_A_TICK
         while (room := min(self._window - len(self.state.queue), budget)) > 0:
             arrived = intake.take(room)
@@ -309,7 +309,7 @@ class Loop:
         is_due = durable and self._durable_by < float("inf")
         why = None
         if everything or is_due:
-            why = self._world.journal.write(everything, durable=durable)
+            why = self.world.journal.write(everything, durable=durable)
         self._behind = why is not None
         if why is not None:
             return why
@@ -319,7 +319,7 @@ class Loop:
             if everything:
                 self._durable_by = min(self._durable_by, now + DURABLE_WITHIN_SECONDS)
         elif everything or is_due or not self._noted:
-            self._world.launcher.written([*self._noted, *everything])
+            self.world.launcher.written([*self._noted, *everything])
             self._noted.clear()
             self._durable_by = float("inf")
         return None
@@ -327,7 +327,7 @@ class Loop:
     def _note_launches(self) -> None:
         """So that another dispatcher knows them. It need not be durable yet: the end of this
         machine would be theirs too, and agents elsewhere tell of them again until it is."""
-        if self._world.journal.write(self._unwritten, durable=False) is None:
+        if self.world.journal.write(self._unwritten, durable=False) is None:
             self._noted += self._unwritten
             self._unwritten = []
 
@@ -343,7 +343,7 @@ class Loop:
 
     def _act(self, actions: Iterable[Action], now: Timestamp) -> bool:
         """Whether all of it went as decided; if not, there is something new to decide."""
-        world, as_decided = self._world, True
+        world, as_decided = self.world, True
         for action in actions:
             match action:
                 case Launch():
@@ -359,12 +359,12 @@ class Loop:
     def _look(self, actions: Iterable[Action], now: Timestamp) -> None:
         looks = [(a.gpu, a.after) for a in actions if isinstance(a, Refresh)]
         if looks:
-            self._world.gpus.refresh(looks, now)
+            self.world.gpus.refresh(looks, now)
 
     def _do(
         self, action: Terminate | Checkpoint | Kill | Claim | Release | Tell, now: Timestamp
     ) -> None:
-        world = self._world
+        world = self.world
         match action:
             case Terminate(run):
                 world.launcher.terminate(run)
@@ -388,13 +388,13 @@ class Loop:
 
     def _apply(self, event: Event, now: Timestamp) -> None:
         apply(self.state, event)
-        self._world.observer.recorded(event, self.state, now)
+        self.world.observer.recorded(event, self.state, now)
 
     def wake_at(self, decision: Decision) -> Timestamp:
         """How long it may sleep if nothing happens."""
         if self._more_input and len(self.state.queue) < self._window:
-            return self._world.clock.now()
-        world = self._world
+            return self.world.clock.now()
+        world = self.world
         return min(
             decision.wake_at,
             self._durable_by,

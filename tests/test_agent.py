@@ -68,6 +68,7 @@ class FakeSampler:
     seen: list[Seen] = field(default_factory=list)
     refreshed: list[tuple[GpuKey, Timestamp]] = field(default_factory=list)
     wake: Timestamp = float("inf")
+    watched: list[set[GpuKey]] = field(default_factory=list)
 
     def take(self, now: Timestamp) -> Sequence[Seen]:
         seen, self.seen = self.seen, []
@@ -75,6 +76,9 @@ class FakeSampler:
 
     def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None:
         self.refreshed += gpus
+
+    def watch(self, gpus: Collection[GpuKey]) -> None:
+        self.watched.append(set(gpus))
 
     def wake_at(self) -> Timestamp:
         return self.wake
@@ -529,6 +533,28 @@ def test_where_a_run_was_is_looked_at_once_without_being_asked(last: Any):
     bench.says()
     bench.gpus.seen = [a_snapshot(a_sample(), at=T0 + AHEAD + 0.01, whole=False)]
     assert bench.says().is_urgent
+
+
+def test_where_runs_are_is_watched_while_they_are_there():
+    bench = Bench()
+    assert bench.gpus.watched == []
+
+    bench.told(start(1), start(2))
+    assert bench.gpus.watched == [{a_key()}]
+    bench.happens(ended(1))
+    assert bench.gpus.watched == [{a_key()}]
+    bench.happens(ended(2))
+
+    assert bench.gpus.watched == [{a_key()}, set()]
+
+
+def test_where_a_run_is_that_was_taken_over_is_watched():
+    bench = Bench()
+    bench.launcher.runs.add(a_run())
+
+    bench.told(Expect((believed(RUNNING),)))
+
+    assert bench.gpus.watched == [{a_key()}]
 
 
 def test_where_a_run_has_left_something_behind_there_is_nothing_to_be_seen_yet():

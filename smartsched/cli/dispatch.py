@@ -102,7 +102,8 @@ def dispatch(
     if config.working_directory is not None:
         _change_to(config.working_directory)
     process = SamplerProcess(config.sampler_arguments, ahead)
-    sampler = start_sampler(waiter, clock, process, config.policy.stale_after_seconds)
+    patience, run_id = config.policy.stale_after_seconds, config.policy.run_id
+    sampler = start_sampler(waiter, clock, process, patience, run_id=run_id)
     stack.callback(sampler.close)
     if session.resumed is not None:
         return _go_on(stack, session, session.resumed, clock, waiter, sampler, adopt=adopt)

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -80,6 +80,9 @@ class Guarded:
         self._look()
         self._sampler.refresh(gpus, now)
 
+    def watch(self, gpus: Collection[GpuKey]) -> None:
+        self._sampler.watch(gpus)
+
     def _look(self) -> None:
         """Not all the time while it is there: a file system of the network may hang."""
         self.why = "" if _directory(self._join) else _no_directory(self._join)
@@ -106,6 +109,7 @@ def sampler_of(stack: ExitStack, join: Join, clock: SteadyClock, waiter: Waiter)
         SamplerProcess(join.sampler_arguments),
         join.patience_seconds,
         host_of(join),
+        run_id=join.run_id,
     )
     stack.callback(sampler.close)
     return sampler

@@ -4,6 +4,7 @@ What the dispatcher listens to, and what `--replay` plays back.
 """
 
 import argparse
+import json
 import os
 import select
 import signal
@@ -13,12 +14,16 @@ import time
 from collections.abc import Callable, Collection
 from typing import TypeAlias
 
+from msgspec.structs import replace
+
 from smartsched.cli.verbs import VerbParser
 from smartsched.core import codec
-from smartsched.core.model import Seen
+from smartsched.core.close_look import CloseLooks
+from smartsched.core.model import GpuProcess, Seen, Snapshot
 from smartsched.core.units import parse_interval
 from smartsched.errors import DriverError, UsageError
 
+_LONGEST_REQUEST_BYTES = 1 << 20
 Read: TypeAlias = Callable[[Collection[str] | None], Seen]
 
 _DESCRIPTION = """\
@@ -67,7 +72,6 @@ def _source(args: argparse.Namespace) -> Read:
 
 def _driver() -> Read:
     from smartsched.cli.host import this_host
-    from smartsched.core.model import Snapshot
     from smartsched.edges import nvml
     from smartsched.edges.nvml_processes import ProcessReader
     from smartsched.edges.who import Register
@@ -88,7 +92,6 @@ def _driver() -> Read:
 
 def _simulated(text: str) -> Read:
     from smartsched.cli.host import this_host
-    from smartsched.core.model import Snapshot
     from smartsched.simulation.colleagues import Colleagues, parse_simulation
 
     count, seed = parse_simulation(text)
@@ -105,23 +108,82 @@ def _sample(read: Read, interval: float, *, once: bool) -> None:
     due = time.monotonic()
     # Somebody at the other end of a pipe may ask for more and ends us by closing it; a terminal or
     # /dev/null (nohup, cron) means nothing.
-    requests = None if once else _requests_fd()
+    desk = _Desk(read, None if once else _requests_fd())
     while True:
-        _emit(read, None)
+        desk.look(None)
         if once:
             return
         due = max(due + interval, time.monotonic())
+        if not desk.serve(due):
+            return
+
+
+class _Desk:
+    """Looks at GPUs, and says what it has seen."""
+
+    def __init__(self, read: Read, requests: int | None) -> None:
+        """`requests`: where they come from; None: from nowhere."""
+        self._read = read
+        self._requests = requests
+        self._pending = b""  # the beginning of a request
+        self._run = "/"  # what tags begin with of processes that are no news
+        self._close_looks = CloseLooks(self._is_ours)
+
+    def serve(self, until: float) -> bool:
+        """Answer requests. False: there will be none any more."""
         while True:
-            left = max(due - time.monotonic(), 0.0)
-            if requests is None:
+            left = max(min(until, self._close_looks.due_at()) - time.monotonic(), 0.0)
+            if self._requests is None:
                 time.sleep(left)
-            elif select.select([requests], [], [], left)[0]:
-                asked = os.read(requests, 1 << 16)
-                if not asked:
-                    return
-                _emit(read, _uuids(asked))
-            if time.monotonic() >= due:
-                break
+            elif select.select([self._requests], [], [], left)[0]:
+                data = os.read(self._requests, 1 << 16)
+                if not data:
+                    return False
+                self._hear(data)
+            now = time.monotonic()
+            if now >= until:
+                return True
+            if now >= self._close_looks.due_at():
+                self._look_closely()
+
+    def look(self, only: Collection[str] | None) -> None:
+        began = time.monotonic()
+        seen = self._read(only)
+        _emit(seen, began)
+        if isinstance(seen, Snapshot):
+            self._close_looks.told(seen.gpus, began, whole=only is None)
+
+    def _look_closely(self) -> None:
+        """At what is watched; what is not new is not said."""
+        began = time.monotonic()
+        seen = self._read(self._close_looks.watched)
+        if not isinstance(seen, Snapshot):
+            _emit(seen, began)
+        elif news := self._close_looks.news(seen.gpus, began):
+            _emit(replace(seen, gpus=news), began)
+
+    def _hear(self, data: bytes) -> None:
+        """Requests that have come: GPUs to look at, or to watch from now on."""
+        *lines, rest = (self._pending + data).split(b"\n")
+        self._pending = rest[-_LONGEST_REQUEST_BYTES:]
+        asked: set[str] = set()
+        for line in lines:
+            try:
+                match json.loads(line):
+                    case {"watch": list(uuids), "run": str(run)}:
+                        self._run = f"{run}/"
+                        self._close_looks.watch(map(str, uuids))
+                    case list(uuids):
+                        asked.update(map(str, uuids))
+                    case _:
+                        pass
+            except ValueError:
+                continue
+        if asked:
+            self.look(asked)
+
+    def _is_ours(self, process: GpuProcess) -> bool:
+        return (process.run_tag or "").startswith(self._run)
 
 
 def _requests_fd() -> int | None:
@@ -132,22 +194,8 @@ def _requests_fd() -> int | None:
     return 0 if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
 
 
-def _uuids(lines: bytes) -> set[str]:
-    import json
-
-    asked: set[str] = set()
-    for line in lines.splitlines():
-        try:
-            asked.update(map(str, json.loads(line)))
-        except (ValueError, TypeError):
-            continue  # half a line of a reader in a hurry; the next whole snapshot answers it
-    return asked
-
-
-def _emit(read: Read, only: Collection[str] | None) -> None:
-    began = time.monotonic()
-    observation = read(only)
-    _write(codec.encode(observation, wall_time=time.time(), monotonic_s=began))
+def _emit(seen: Seen, began: float) -> None:
+    _write(codec.encode(seen, wall_time=time.time(), monotonic_s=began))
 
 
 def _emit_trouble(why: str) -> None:

@@ -86,12 +86,12 @@ class SamplerProcess:
 
     def __init__(self, arguments: Sequence[str], ahead: Ahead | None = None) -> None:
         """`ahead`: may have begun one already."""
-        self._arguments = tuple(arguments)
+        self.arguments = tuple(arguments)
         self._ahead = ahead
 
     def __call__(self) -> Begun:
         begun = None if self._ahead is None else self._ahead.take()
-        return begun or begin(argv_of(self._arguments))
+        return begun or begin(argv_of(self.arguments))
 
 
 def _arguments_by(options: Mapping[str, Any]) -> tuple[str, ...] | None:

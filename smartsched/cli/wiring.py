@@ -9,8 +9,11 @@ from msgspec.structs import replace
 
 from smartsched.cli.host import this_host
 from smartsched.cli.sampling import SamplerProcess
+from smartsched.core.close_look import EVERY_SECONDS
 from smartsched.core.model import HostName, SamplerTrouble, Snapshot
 from smartsched.core.policy import Policy
+from smartsched.core.sampling import interval_of
+from smartsched.core.units import parse_interval
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.sampler import ENDED, Sampler
 from smartsched.edges.waiter import Waiter
@@ -44,14 +47,20 @@ def start_sampler(
     process: SamplerProcess,
     patience_seconds: float,
     host: HostName | None = None,
+    *,
+    run_id: str | None = None,
 ) -> Sampler:
-    """`host`: whose GPUs they are, by name; None: this one's."""
+    """`host`: whose GPUs they are, by name; None: this one's. `run_id`: of the run whose processes
+    are ours; None: nobody's are."""
+    if parse_interval(interval_of(process.arguments)) <= EVERY_SECONDS:
+        run_id = None  # nothing is to be watched between samples
     return Sampler(
         waiter,
         process,
         host or this_host(),
         at_monotonic=clock.at_monotonic,
         patience_seconds=patience_seconds,
+        run_id=run_id,
         now=clock.now(),
     )
 

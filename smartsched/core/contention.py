@@ -38,8 +38,6 @@ _MANY = 12
 _EXCEPTIONS = 0.02
 _CONTEXT_AT_MOST_BYTES = 2 * CONTEXT_BYTES
 _COMES_BACK_WITHIN_SECONDS = 3.0  # mostly the memory of a process that has ended
-# Strangers on a GPU where we run are noticed within two seconds.
-LOOK_EVERY_SECONDS = 1.5
 
 
 class Yield(Struct, frozen=True):
@@ -171,12 +169,6 @@ def _used(state: State, run: RunKey, gpu: GpuKey) -> int:
 
 def _reserved(state: State, run: RunKey, gpu: GpuKey) -> int:
     return state.holds[gpu][run].reserved_bytes or 0
-
-
-def look_again_at(state: State, gpu: GpuKey) -> Timestamp:
-    """When a GPU where runs of ours are has to be read again, though no sample is due yet."""
-    watch = state.gpus.get(gpu)
-    return float("inf") if watch is None else watch.taken_at + LOOK_EVERY_SECONDS
 
 
 def memory_allows_more_time(state: State, run: Run) -> bool:

@@ -16,12 +16,7 @@ from smartsched.core.actions import (
 )
 from smartsched.core.blame import blame_ends_at
 from smartsched.core.capacity import ASK_AGAIN_SECONDS, GROWS_FOR_SECONDS, caps_change_at
-from smartsched.core.contention import (
-    LOOK_EVERY_SECONDS,
-    look_again_at,
-    memory_allows_more_time,
-    who_gives_way,
-)
+from smartsched.core.contention import memory_allows_more_time, who_gives_way
 from smartsched.core.events import (
     Event,
     GpuReleased,
@@ -219,13 +214,6 @@ def _give_way(state: State, now: Timestamp, decision: Decision) -> None:
         asks = state.policy.asks_for_checkpoints and giving.has_time
         decision.actions.append(Checkpoint(giving.run) if asks else Terminate(giving.run))
         decision.wake_by(now)
-    if state.policy.interval_seconds > LOOK_EVERY_SECONDS:
-        for gpu in state.holds:
-            at = look_again_at(state, gpu)
-            if now >= at:
-                decision.actions.append(Refresh(gpu, at))
-            else:
-                decision.wake_by(at)
 
 
 def _leaving(state: State, decision: Decision) -> set[RunKey]:

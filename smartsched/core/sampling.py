@@ -5,6 +5,11 @@ nothing: it is needed before all else is loaded."""
 SECRETS = ("SMARTSCHED_NOTIFY",)
 
 
+def interval_of(arguments: tuple[str, ...]) -> str:
+    """As the user has put it."""
+    return arguments[arguments.index("--interval") + 1]
+
+
 def sampler_arguments(interval: str, simulate: str | None, replay: str | None) -> tuple[str, ...]:
     """As options of the verb `sample`."""
     arguments = ["sample", "--interval", interval]

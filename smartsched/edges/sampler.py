@@ -1,15 +1,16 @@
 """The dispatcher's side of the sampler: a child process, a pipe to it, and a deadline.
 
 The child alone talks to the driver (it may hang, die or be of yesterday's version). It writes one
-snapshot a line on its interval, and at once when a line with the UUIDs to read arrives on its
-stdin. Late or broken means that nothing is known; the child is replaced, never joined by another.
+snapshot a line on its interval, at once when a line with the UUIDs to read arrives on its stdin,
+and when somebody comes to a GPU that it was told to watch. Late or broken means that nothing is
+known; the child is replaced, never joined by another.
 """
 
 import json
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from msgspec import Struct, field
@@ -17,6 +18,7 @@ from msgspec import Struct, field
 from smartsched.core import codec, words
 from smartsched.core.model import (
     GpuKey,
+    GpuUuid,
     HostName,
     SamplerTrouble,
     Seen,
@@ -66,15 +68,20 @@ class Sampler:
         at_monotonic: Callable[[float], Timestamp],
         patience_seconds: float,
         first_patience_seconds: float = FIRST_LINE_PATIENCE_SECONDS,
+        run_id: str | None = None,
         now: Timestamp,
     ) -> None:
-        """Patience: how long it may be silent; first: until it has said anything at all."""
+        """Patience: how long it may be silent; first: until it has said anything at all.
+        `run_id`: of the run whose processes are no news where they are; None: samples are due so
+        often that there is nothing to be watched between them."""
         self._fds = fds
         self._begin = begin
         self._host = host
         self._at_monotonic = at_monotonic
         self._patience = patience_seconds
         self._first_patience = max(first_patience_seconds, patience_seconds)
+        self._run_id = run_id
+        self._watched: list[GpuUuid] = []
         self._observations: list[Seen] = []
         self._child: _Child | None = None
         self._restart_at: Timestamp | None = None  # None: the last one's end is news
@@ -107,6 +114,20 @@ class Sampler:
         except OSError:
             return  # it is dying or hanging; either is noticed elsewhere
         child.asked.update(dict.fromkeys(due, now))
+
+    def watch(self, gpus: Collection[GpuKey]) -> None:
+        watched = sorted(gpu.uuid for gpu in gpus)
+        if watched != self._watched:
+            self._watched = watched
+            self._say_what_to_watch()
+
+    def _say_what_to_watch(self) -> None:
+        child = self._child
+        if child is None or child.doomed or self._run_id is None:
+            return  # the next child is told
+        line = json.dumps({"watch": self._watched, "run": self._run_id}).encode() + b"\n"
+        with suppress(OSError):  # it is dying or hanging; either is noticed elsewhere
+            os.write(child.requests_fd, line)
 
     def wake_at(self) -> Timestamp:
         child = self._child
@@ -146,6 +167,8 @@ class Sampler:
         self._child = _Child(pid, requests_fd, lines_fd, errors_fd, self._now, self._first_patience)
         self._fds.watch(lines_fd, self._read_lines)
         self._fds.watch(errors_fd, self._read_errors)
+        if self._watched:
+            self._say_what_to_watch()
 
     def _read_lines(self) -> None:
         child = self._child

@@ -15,6 +15,7 @@ from msgspec import Struct, field
 from smartsched.core import bookmark
 from smartsched.core.actions import Launch, Tell
 from smartsched.core.apply import replay
+from smartsched.core.close_look import EVERY_SECONDS, CloseLooks
 from smartsched.core.decide import Decision
 from smartsched.core.directives import wishes_in
 from smartsched.core.events import (
@@ -285,6 +286,9 @@ class PretendBox(Struct):
         if isinstance(event, RunPlaced):
             self.placed.add(event.run)
 
+    def driver_hangs_at(self, at: Timestamp) -> bool:
+        return any(begin <= at < end for begin, end in self.driver_hangs)
+
     def has_no_room(self) -> bool:
         return any(begin <= self.clock.time < end for begin, end in self.disk_is_full)
 
@@ -296,7 +300,7 @@ class PretendBox(Struct):
 
     def _go_on(self, loop: Loop, seconds: float) -> Loop:
         deadline = self.clock.time + seconds
-        waiter = _Waiter(self)
+        waiter = loop.world.waiter
         while not (decision := loop.tick()).over and self.clock.time < deadline:
             waiter.wait(loop.wake_at(decision))
         if decision.over:
@@ -308,15 +312,17 @@ class PretendBox(Struct):
         self.dispatchers += 1
         self.claimed.clear()  # with a dispatcher its claims go
         self.launched_by_others = len(self.launched)
-        return _Gpus(self, self.clock.now()), _Launcher(self), _Claims(self)
+        close_looks = CloseLooks(lambda p: any(r.pid == p.pid for r in self.living.values()))
+        return _Gpus(self, self.clock.now(), close_looks), _Launcher(self), _Claims(self)
 
     def world(self, read_to: Position | None) -> World:
         gpus, launcher, claims = self.edges()
+        gpus.wakes_for_looks = False  # whoever waits sees to them
         self.began_at = self.clock.time if self.began_at is None else self.began_at
         arrivals = [(self.began_at + at, command) for at, command in self.commands]
         return World(
             self.clock,
-            _Waiter(self),
+            _Waiter(self, gpus),
             gpus,
             launcher,
             _Intake(self, arrivals, 0 if read_to is None else read_to.line),
@@ -407,11 +413,27 @@ def _our_process(run: LivingRun) -> GpuProcess:
 
 class _Waiter(Struct):
     box: PretendBox
+    gpus: "_Gpus"
 
     def wait(self, until: Timestamp) -> None:
-        """Time passes to what happens first. Nobody's clock ever stands still."""
+        """Time passes to what happens first. Nobody's clock ever stands still. Of looks that show
+        nothing new nobody is told."""
         clock = self.box.clock
-        clock.time = max(clock.time, min(until - clock.ahead_seconds, self._next_happening()))
+        first = min(until - clock.ahead_seconds, self._next_happening())
+        while (due := self.gpus.close_looks.due_at()) < first:
+            clock.time = max(clock.time, due)
+            if self.gpus.look_closely():
+                return
+            self.gpus.close_looks.skip(min(first, self._next_change()))
+        clock.time = max(clock.time, first)
+
+    def _next_change(self) -> Timestamp:
+        """Until then GPUs show the same, but for what our own runs do."""
+        now, box = self.box.clock.time, self.box
+        times = [at for visits in box.visits.values() for v in visits for at in (v.begins, v.ends)]
+        times += [at for at, _, _ in box.lingering_memory]
+        times += [at for span in box.driver_hangs for at in span]
+        return min((at for at in times if at > now), default=_FOREVER)
 
     def _next_happening(self) -> Timestamp:
         now = self.box.clock.time
@@ -427,31 +449,65 @@ class _Waiter(Struct):
 class _Gpus(Struct):
     box: PretendBox
     due: Timestamp
+    close_looks: CloseLooks
     looks: dict[str, Timestamp] = field(default_factory=dict)
+    news: list[Snapshot] = field(default_factory=list)
+    wakes_for_looks: bool = True
 
     def take(self, now: Timestamp) -> Sequence[Snapshot | SamplerTrouble]:
+        self._watch_over_runs()
+        if self.box.clock.time >= self.close_looks.due_at():
+            self.look_closely()
+        news, self.news = self.news, []
+        return [*news, *self._answers(now)]
+
+    def look_closely(self) -> bool:
+        """Whether there is something new to be told."""
+        now = self.box.clock.time
+        if self.box.driver_hangs_at(now):
+            self.close_looks.news((), now)
+            return False
+        news = self.close_looks.news(self.box.readings(self.close_looks.watched), now)
+        if news:
+            at = self.box.clock.now()
+            self.news.append(Snapshot(self.box.host, at, news, whole=False))
+        return bool(news)
+
+    def _watch_over_runs(self) -> None:
+        if self.box.interval_seconds <= EVERY_SECONDS:
+            return
+        runs = self.box.living.values()
+        self.close_looks.watch({self.box.key(i).uuid for run in runs for i in run.gpu_indices})
+
+    def _answers(self, now: Timestamp) -> Sequence[Snapshot | SamplerTrouble]:
         whole = now >= self.due
         if whole:
             self.due = now + self.box.interval_seconds
-        if any(begin <= self.box.clock.time < end for begin, end in self.box.driver_hangs):
+        if self.box.driver_hangs_at(self.box.clock.time):
             self.looks = {uuid: max(at, self.due) for uuid, at in self.looks.items()}
             trouble = SamplerTrouble(self.box.host, "the driver has not answered")
             return [trouble] if whole else []
         looks = [uuid for uuid, at in self.looks.items() if at <= now]
         for uuid in looks:
             del self.looks[uuid]
-        if whole:
-            return [Snapshot(self.box.host, now, self.box.readings(None), whole=True)]
-        return (
-            [Snapshot(self.box.host, now, self.box.readings(looks), whole=False)] if looks else []
-        )
+        if not whole and not looks:
+            return []
+        readings = self.box.readings(None if whole else looks)
+        self.close_looks.told(readings, self.box.clock.time, whole=whole)
+        return [Snapshot(self.box.host, now, readings, whole=whole)]
 
     def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None:
         for gpu, _ in gpus:
             self.looks.setdefault(gpu.uuid, now + _LOOK_TAKES_SECONDS)
 
+    def watch(self, gpus: Collection[GpuKey]) -> None:
+        """The box knows itself where runs are."""
+
     def wake_at(self) -> Timestamp:
-        return min(self.due, *self.looks.values(), _FOREVER)
+        looks = self.close_looks.due_at() + self.box.clock.ahead_seconds
+        return min(
+            self.due, *self.looks.values(), looks if self.wakes_for_looks else _FOREVER, _FOREVER
+        )
 
 
 class _Launcher(Struct):

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,8 @@ class PretendSampler:
         return [a_snapshot(a_sample(), at=now)]
 
     def refresh(self, gpus: Sequence[tuple[GpuKey, Timestamp]], now: Timestamp) -> None: ...
+
+    def watch(self, gpus: Collection[GpuKey]) -> None: ...
 
     def wake_at(self) -> Timestamp:
         return float("inf")

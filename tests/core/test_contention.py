@@ -4,11 +4,9 @@ from typing import Any
 
 import pytest
 
-from smartsched.core.actions import Checkpoint, Refresh, Terminate
+from smartsched.core.actions import Checkpoint, Terminate
 from smartsched.core.apply import apply, replay
 from smartsched.core.contention import (
-    LOOK_EVERY_SECONDS,
-    look_again_at,
     memory_allows_more_time,
     strangers_at,
     who_gives_way,
@@ -279,38 +277,6 @@ def test_what_another_run_of_ours_does_there_is_no_stranger_s():
 
     there = strangers_at(state, state.gpus[a_key()])
     assert [process.pid for process in there] == [4712]
-
-
-# --- how soon it is noticed
-
-
-@pytest.mark.parametrize("what", ["drain", "requeue"])
-def test_strangers_are_noticed_within_two_seconds_however_seldom_samples_are_due(what: Any):
-    state = packed(1, on_contention=what, interval_seconds=10.0)
-    look(state, ours(1, 10))
-
-    before = decide(state, NOW + 1)
-    then = decide(state, NOW + LOOK_EVERY_SECONDS)
-
-    assert LOOK_EVERY_SECONDS <= 2
-    assert before.wake_at == NOW + LOOK_EVERY_SECONDS
-    assert before.actions == []
-    assert then.actions == [Refresh(a_key(), NOW + LOOK_EVERY_SECONDS)]
-
-
-def test_where_samples_are_due_often_no_other_look_is_asked_for():
-    state = packed(1, interval_seconds=1.0)
-    look(state, ours(1, 10))
-
-    assert decide(state, NOW + LOOK_EVERY_SECONDS).actions == []
-
-
-def test_only_gpus_where_runs_of_ours_are_are_looked_at_more_often():
-    state = packed(1, interval_seconds=10.0)
-    see(state, a_snapshot(used_by(ours(1)), a_sample(1), at=NOW))
-
-    assert {a.gpu for a in decide(state, NOW + 5).actions if isinstance(a, Refresh)} == {a_key(0)}
-    assert look_again_at(state, a_key(7)) == float("inf")
 
 
 def test_while_all_is_being_stopped_nobody_gives_way_as_well():

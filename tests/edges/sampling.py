@@ -53,8 +53,14 @@ class Stream:
         self._thread.start()
 
     def ask(self, *uuids: str) -> None:
+        self._tell(uuids)
+
+    def watch(self, *uuids: str) -> None:
+        self._tell({"watch": uuids, "run": "test"})
+
+    def _tell(self, what: object) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(uuids).encode() + b"\n")
+        self.process.stdin.write(json.dumps(what).encode() + b"\n")
         self.process.stdin.flush()
 
     def whole(self) -> list[list[dict[str, Any]]]:

@@ -671,6 +671,39 @@ def test_a_request_is_answered_at_once_with_what_was_asked_for(machine: StubMach
         assert len(stream.whole()) == 1
 
 
+def test_whoever_comes_to_a_gpu_that_is_watched_is_told_of_though_no_sample_is_due(
+    machine: StubMachine, stranger: subprocess.Popen[bytes]
+):
+    with streaming(machine.env, "1h") as stream:
+        wait_until(stream.whole)
+        stream.watch(uuid(machine, 1))
+        for index in (0, 1):
+            machine.add_stranger(index, 4 * GIB, stranger.pid)
+
+        wait_until(lambda: [gpu for [gpu] in stream.answers() if gpu["processes"]])
+
+        assert {gpu["uuid"] for gpus in stream.answers() for gpu in gpus} == {uuid(machine, 1)}
+        assert len(stream.whole()) == 1
+
+
+@pytest.mark.soak  # it takes a while until there is nothing new
+def test_where_nothing_is_new_nothing_is_told_until_somebody_comes(
+    machine: StubMachine, stranger: subprocess.Popen[bytes]
+):
+    with streaming(machine.env, "1h") as stream:
+        wait_until(stream.whole)
+        stream.watch(uuid(machine, 1))
+        time.sleep(14)
+        before = len(stream.answers())
+        time.sleep(4)
+        assert len(stream.answers()) == before
+
+        machine.add_stranger(1, 4 * GIB, stranger.pid)
+
+        wait_until(lambda: len(stream.answers()) > before)
+        assert stream.answers()[-1][0]["processes"]
+
+
 def test_requests_that_make_no_sense_are_passed_over(machine: StubMachine):
     with streaming(machine.env, "1h") as stream:
         wait_until(stream.whole)

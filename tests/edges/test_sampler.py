@@ -71,6 +71,7 @@ class Box:
         patience_seconds: float = FOR_EVER,
         first_patience_seconds: float | None = None,
         argv: Sequence[str] | None = None,
+        run_id: str | None = None,
     ) -> None:
         self.clock = SteadyClock()
         self.waiter = Waiter(self.clock)
@@ -89,6 +90,7 @@ class Box:
             at_monotonic=self.clock.at_monotonic,
             patience_seconds=patience_seconds,
             first_patience_seconds=first_patience_seconds or patience_seconds,
+            run_id=run_id,
             now=self.now(),
         )
         self._note_pids()
@@ -158,7 +160,7 @@ def box_of(tmp_path: Path) -> Iterator[MakeBox]:
         box.close()
 
 
-def requests_of(path: Path) -> list[list[str]]:
+def requests_of(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -245,6 +247,45 @@ def test_an_answer_begun_before_the_request_does_not_count(box_of: MakeBox, tmp_
     box.until(lambda: len(box.snapshots()) == 3)
 
     assert requests_of(tmp_path / "asked") == [["GPU-0"]]
+
+
+def listening(path: Path) -> str:
+    """A child that notes what it is told."""
+    return f"""
+say("GPU-0", "GPU-1")
+for line in sys.stdin:
+    open({str(path)!r}, "a").write(line)
+"""
+
+
+def test_what_to_watch_is_said_once_and_to_the_next_child_too(box_of: MakeBox, tmp_path: Path):
+    told = tmp_path / "told"
+    box = box_of(listening(told), run_id="run")
+    box.until(box.snapshots)
+
+    box.sampler.watch([gpu(1), gpu(0)])
+    box.sampler.watch({gpu(0), gpu(1)})
+    box.sampler.watch([gpu(1)])
+    box.until(lambda: len(requests_of(told)) == 2)
+    os.kill(box.pids[0], signal.SIGKILL)
+    box.until(box.troubles)
+    box.skip_to_restart()
+    box.until(lambda: len(requests_of(told)) == 3)
+
+    both, one = ({"watch": names, "run": "run"} for names in (["GPU-0", "GPU-1"], ["GPU-1"]))
+    assert requests_of(told) == [both, one, one]
+
+
+def test_where_samples_are_due_often_nothing_is_to_be_watched(box_of: MakeBox, tmp_path: Path):
+    told = tmp_path / "told"
+    box = box_of(listening(told))
+    box.until(box.snapshots)
+
+    box.sampler.watch([gpu(0)])
+    box.sampler.refresh([(gpu(0), box.now())], box.now())
+    box.until(lambda: requests_of(told))
+
+    assert requests_of(told) == [["GPU-0"]]
 
 
 def test_a_request_to_a_child_that_does_not_read_blocks_nobody(box_of: MakeBox):
