@@ -20,6 +20,7 @@ from smartsched.cli.verbs import VerbParser
 from smartsched.core import codec
 from smartsched.core.close_look import CloseLooks
 from smartsched.core.model import GpuProcess, Seen, Snapshot
+from smartsched.core.sampling import DEFAULT_INTERVAL
 from smartsched.core.units import parse_interval
 from smartsched.errors import DriverError, UsageError
 
@@ -51,7 +52,7 @@ def main(words: list[str]) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = VerbParser("sample", _DESCRIPTION)
     add = parser.add_argument
-    add("-i", "--interval", metavar="TIME", default="1s", help="(default: %(default)s)")
+    add("-i", "--interval", metavar="TIME", default=DEFAULT_INTERVAL, help="(default: %(default)s)")
     add("--once", action="store_true", help="one snapshot only")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--simulate", metavar="N[,seed=S]", help="of pretend GPUs")

@@ -5,8 +5,13 @@ nothing: it is needed before all else is loaded."""
 SECRETS = ("SMARTSCHED_NOTIFY",)
 
 
+DEFAULT_INTERVAL = "1s"
+
+
 def interval_of(arguments: tuple[str, ...]) -> str:
     """As the user has put it."""
+    if "--interval" not in arguments:
+        return DEFAULT_INTERVAL
     return arguments[arguments.index("--interval") + 1]
 
 
