@@ -1,6 +1,6 @@
 """Looks between the samples, at GPUs where runs are: who comes there is to be noticed within two
 seconds, however seldom samples are due. Of a look that shows what the last one showed nobody is
-told, as long as nothing has changed for a while and nobody else is there.
+told, where nothing has changed for a while and nobody else is there; but every ten seconds he is.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,13 +14,17 @@ EVERY_SECONDS = 1.5
 # What follows from a change may follow from its having lasted: a process that came has shown by
 # then how it takes its memory, and memory that nobody accounts for is somebody's.
 _QUIET_AFTER_SECONDS = 12.0
+# So often it is told all the same, for whoever wants to know what runs use and how busy they are.
+_TOLD_EVERY_SECONDS = 10.0
 
 
 class _Seen(Struct):
-    """Of one GPU: what was seen there last, but for how busy it was, and since when."""
+    """Of one GPU: what was seen there last, but for how busy it was, since when, and when that was
+    last told."""
 
     what: tuple[object, ...]
     since: float
+    told_at: float
 
 
 class CloseLooks(Struct):
@@ -43,6 +47,7 @@ class CloseLooks(Struct):
         """These are told, whatever they show. `whole`: of all GPUs, as a look would have been."""
         for reading in readings:
             self._is_news(reading, now)
+            self._seen[reading.key.uuid].told_at = now
         if whole:
             self._looked_at = now
 
@@ -53,18 +58,20 @@ class CloseLooks(Struct):
 
     def skip(self, until: float) -> None:
         """The looks before that would show what the last one showed, of which nobody was told."""
-        if until < float("inf"):
-            self._looked_at += max(0, ceil((until - self._looked_at) / EVERY_SECONDS) - 1) * (
-                EVERY_SECONDS
-            )
+        told_again_at = min(seen.told_at + _TOLD_EVERY_SECONDS for seen in self._seen.values())
+        silent = ceil((min(until, told_again_at) - self._looked_at) / EVERY_SECONDS) - 1
+        self._looked_at += max(0, silent) * EVERY_SECONDS
 
     def _is_news(self, reading: GpuReading, now: float) -> bool:
         uuid, what = reading.key.uuid, _what_shows(reading)
         last = self._seen.get(uuid)
         if last is None or last.what != what:
-            self._seen[uuid] = _Seen(what, now)
+            self._seen[uuid] = _Seen(what, now, now)
             return True
-        return now < last.since + _QUIET_AFTER_SECONDS or self._has_others(reading)
+        is_due = now >= last.told_at + _TOLD_EVERY_SECONDS
+        is_news = now < last.since + _QUIET_AFTER_SECONDS or is_due or self._has_others(reading)
+        last.told_at = now if is_news else last.told_at
+        return is_news
 
     def _has_others(self, reading: GpuReading) -> bool:
         if not isinstance(reading, GpuSample):

@@ -1,5 +1,7 @@
 """What is told of looks between the samples."""
 
+import pytest
+
 from smartsched.core.close_look import EVERY_SECONDS, CloseLooks
 from smartsched.core.model import GpuProcess, GpuReading
 from tests.builders import a_key, a_process, a_sample, unreadable, used_by
@@ -41,18 +43,29 @@ def test_where_nothing_is_watched_there_are_none():
     assert close.due_at() == float("inf")
 
 
-def test_what_shows_nothing_new_for_a_while_is_not_told():
+def test_what_shows_nothing_new_for_a_while_is_told_now_and_then_only():
     close = looks(used_by(OURS))
 
-    told = [at for at in range(2, 30, 2) if close.news([used_by(OURS)], float(at))]
+    told = [at for at in range(2, 46, 2) if close.news([used_by(OURS)], float(at))]
 
-    assert told == [2, 4, 6, 8, 10]
+    assert told == [2, 4, 6, 8, 10, 20, 30, 40]
 
 
 def test_how_busy_it_is_is_no_news():
     close = looks(used_by(OURS))
+    close.told([used_by(OURS)], 8.0, whole=True)
 
     assert close.news([used_by(OURS, utilization_percent=7)], QUIET) == ()
+
+
+@pytest.mark.parametrize(("until", "due"), [(20.4, 20.5), (20.5, 20.5), (20.6, 22.0), (99.0, 29.5)])
+def test_silent_looks_can_be_skipped_but_none_that_would_be_told(until: float, due: float):
+    close = looks(used_by(OURS))
+    close.told([used_by(OURS)], 19.0, whole=True)
+
+    close.skip(until)
+
+    assert close.due_at() == due
 
 
 def test_whoever_comes_goes_or_takes_more_is_told_at_once_and_for_a_while():
@@ -89,6 +102,7 @@ def test_of_several_only_the_news_are_told():
 
     changed = used_by(OURS, a_process(500), index=1)
 
+    close.told([quiet, loud], QUIET - 1, whole=True)
     assert close.news([quiet, changed], QUIET) == (changed,)
 
 
