@@ -5,7 +5,7 @@ dispatcher, whoever that is by then.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -282,7 +282,7 @@ class Agent:
             elif isinstance(run.status, Starting) and run.key in self._launched:
                 self._happened(self._launched[run.key])
         self._look_for(unknown, now)
-        self._watch_over_runs()
+        self._look_at(self._watched, now)
 
     def _look_for(self, runs: Sequence[Run], now: Timestamp) -> None:
         """Those that are expected, and of which nothing is known here."""
@@ -296,6 +296,7 @@ class Agent:
                     self._know(event)
                 self._happened(event)
         self._look_again_at = now + _LOOK_AGAIN_SECONDS if self._in_doubt else float("inf")
+        self._watch_over_runs()
 
     def _happened(self, event: AgentEvent) -> None:
         self._number += 1
@@ -316,15 +317,19 @@ class Agent:
         """Nobody needs to ask: whether its memory is back is what everybody waits for who is to
         follow."""
         gone = [event.run for event in news if _is_end_of_all(event)]
-        gpus = [gpu.key for run in gone if run in self._placed for gpu in self._placed[run].gpus]
+        self._look_at(
+            [gpu.key for run in gone if run in self._placed for gpu in self._placed[run].gpus], now
+        )
+
+    def _look_at(self, gpus: Collection[GpuKey], now: Timestamp) -> None:
         if gpus:
             self._looks.update(dict.fromkeys([gpu.uuid for gpu in gpus], now))
             self._gpus.refresh([(gpu, now) for gpu in gpus], now)
 
     def _watch_over_runs(self) -> None:
         """Who comes to where they are is to be seen soon."""
-        living = self._launcher.living()
-        placed = [placement for run, placement in self._placed.items() if run in living]
+        here = self._here()
+        placed = [placement for run, placement in self._placed.items() if run in here]
         watched = frozenset(gpu.key for placement in placed for gpu in placement.gpus)
         if watched != self._watched:
             self._watched = watched
@@ -369,7 +374,8 @@ class Agent:
         }
         for uuid in found:
             del self._looks[uuid]
-        return bool(found) or any(not isinstance(each, Snapshot) for each in seen)
+        # what is told of some GPUs was asked for, or is news
+        return bool(found) or not all(isinstance(each, Snapshot) and each.whole for each in seen)
 
 
 def _is_end_of_all(event: AgentEvent) -> bool:

@@ -460,8 +460,10 @@ def test_of_whom_it_cannot_be_told_whether_he_is_here_is_so_until_that_is_known(
     assert bench.says().living == {a_run()}
     assert not bench.agent.is_idle()
     assert bench.agent.wake_at() <= T0 + AHEAD + 1.0
+    assert bench.gpus.watched == [{a_key()}]
     bench.launcher.adopted = [RunRevoked(T0, a_run())]
     report = bench.says(at=1.0)
+    assert bench.gpus.watched == [{a_key()}, set()]
     assert (report.living, kinds(report)) == (frozenset(), ["RunRevoked"])
     assert bench.agent.is_idle()
 
@@ -548,13 +550,22 @@ def test_where_runs_are_is_watched_while_they_are_there():
     assert bench.gpus.watched == [{a_key()}, set()]
 
 
-def test_where_a_run_is_that_was_taken_over_is_watched():
+def test_where_a_run_is_that_was_taken_over_is_watched_and_looked_at():
+    """Whoever came while nobody was there to be told is seen by whoever is now."""
     bench = Bench()
     bench.launcher.runs.add(a_run())
 
     bench.told(Expect((believed(RUNNING),)))
 
     assert bench.gpus.watched == [{a_key()}]
+    assert bench.gpus.refreshed == [(a_key(), T0 + AHEAD)]
+
+
+def test_what_is_told_of_some_gpus_without_being_asked_is_urgent():
+    bench = Bench()
+    bench.gpus.seen = [a_snapshot(a_sample(), at=T0 + AHEAD, whole=False)]
+
+    assert bench.says().is_urgent
 
 
 def test_where_a_run_has_left_something_behind_there_is_nothing_to_be_seen_yet():

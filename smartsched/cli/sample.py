@@ -159,6 +159,7 @@ class _Desk:
         began = time.monotonic()
         seen = self._read(self._close_looks.watched)
         if not isinstance(seen, Snapshot):
+            self._close_looks.failed(began)
             _emit(seen, began)
         elif news := self._close_looks.news(seen.gpus, began):
             _emit(replace(seen, gpus=news), began)
@@ -178,7 +179,7 @@ class _Desk:
                         asked.update(map(str, uuids))
                     case _:
                         pass
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
         if asked:
             self.look(asked)

@@ -56,9 +56,15 @@ class CloseLooks(Struct):
         self._looked_at = now
         return tuple(reading for reading in readings if self._is_news(reading, now))
 
+    def failed(self, now: float) -> None:
+        """Nothing could be seen: whatever is seen next is news."""
+        self._looked_at = now
+        self._seen.clear()
+
     def skip(self, until: float) -> None:
         """The looks before that would show what the last one showed, of which nobody was told."""
-        told_again_at = min(seen.told_at + _TOLD_EVERY_SECONDS for seen in self._seen.values())
+        told_at = (self._seen[uuid].told_at for uuid in self.watched if uuid in self._seen)
+        told_again_at = min(told_at, default=until) + _TOLD_EVERY_SECONDS
         silent = ceil((min(until, told_again_at) - self._looked_at) / EVERY_SECONDS) - 1
         self._looked_at += max(0, silent) * EVERY_SECONDS
 
@@ -83,4 +89,5 @@ def _what_shows(reading: GpuReading) -> tuple[object, ...]:
     if not isinstance(reading, GpuSample):
         return (reading.why,)
     processes = tuple((process.pid, process.memory_bytes) for process in reading.processes)
-    return reading.memory_used_bytes, processes, reading.ailment, reading.compute_mode
+    computes = bool(reading.utilization_percent)
+    return reading.memory_used_bytes, processes, computes, reading.ailment, reading.compute_mode

@@ -27,6 +27,7 @@ from smartsched.core.events import (
     RunStopping,
     WaitTimedOut,
 )
+from smartsched.core.footprint import RAMP_SECONDS
 from smartsched.core.freeness import Watch
 from smartsched.core.guard import suspects, why_all_fail
 from smartsched.core.model import (
@@ -64,6 +65,7 @@ UNKILLABLE_AFTER_SECONDS = 10.0
 JUST_SEEN_SECONDS = 0.05
 # How soon to look again for memory that has not come back: half of the time since, within bounds.
 _FIRST_LOOK_AGAIN_SECONDS = 0.02
+_LONGEST_LOOK_AGAIN_SECONDS = 1.5
 # What runs give back in the very tick that is decided about.
 Released: TypeAlias = set[tuple[GpuKey, RunKey]]
 
@@ -268,7 +270,8 @@ def _look_again(
 def _look_again_after(state: State, watch: Watch, hold: Hold) -> float:
     assert hold.cleared_at is not None
     so_far = (watch.taken_at - hold.cleared_at) / 2
-    return min(max(so_far, _FIRST_LOOK_AGAIN_SECONDS), state.policy.interval_seconds)
+    longest = min(state.policy.interval_seconds, _LONGEST_LOOK_AGAIN_SECONDS)
+    return min(max(so_far, _FIRST_LOOK_AGAIN_SECONDS), longest)
 
 
 def _place_queued_jobs(
@@ -315,6 +318,10 @@ def _wake_for_gpus(state: State, now: Timestamp, decision: Decision) -> None:
     if state.policy.loses_work:
         for watch in state.gpus.values():
             decision.wake_after(now, watch.grown_at + GROWS_FOR_SECONDS)
+    if state.policy.packs_by_learning:
+        for meter in state.meters.values():
+            if meter.active_at is not None:
+                decision.wake_after(now, meter.active_at + RAMP_SECONDS)
 
 
 def _refuse(job: Job, why: str, now: Timestamp, decision: Decision) -> None:

@@ -15,6 +15,8 @@ CONTEXT_BYTES = 512 * 2**20
 # A fifth of all trainings grow by 8-20 % after their first epoch.
 _GROWTH = 1.30
 _FEWEST_SAMPLES = 2
+# What a sample counts for, by the time since the one before: where nothing changes there are few.
+_LEAST_SECONDS, _MOST_SECONDS = 0.1, 15.0
 _FADES = 0.05  # of what the last run differs from the highest, the highest gives in
 
 
@@ -61,7 +63,9 @@ class Meter(Struct):
     samples: int = 0  # in which it was there
     active_at: Timestamp | None = None  # None: it has not been seen to compute
     busy_samples: int = 0
-    busy_percent: float = 0.0  # their mean
+    busy_percent: float = 0.0  # their mean, each for the time since the one before
+    busy_seconds: float = 0.0  # so long altogether
+    seen_at: dict[GpuKey, Timestamp] = field(default_factory=dict)  # the last sample
     watched_since: Timestamp | None = None  # None: it has not been looked for yet
     is_blind: bool = False  # the driver does not say what is ours: nothing is to be learned
     was_alone: bool = True  # no other run of ours was on its GPUs while it lasted
@@ -78,7 +82,10 @@ class Meter(Struct):
             self.active_at = at if self.active_at is None else self.active_at
         if percent:
             self.busy_samples += 1
-            self.busy_percent += (percent - self.busy_percent) / self.busy_samples
+            seconds = min(max(at - self.seen_at.get(gpu, at), _LEAST_SECONDS), _MOST_SECONDS)
+            self.busy_seconds += seconds
+            self.busy_percent += (percent - self.busy_percent) * seconds / self.busy_seconds
+        self.seen_at[gpu] = at
 
     def has_ramped(self, now: Timestamp) -> bool:
         return self.active_at is not None and now - self.active_at >= RAMP_SECONDS

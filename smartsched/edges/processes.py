@@ -259,7 +259,9 @@ class Processes:
         process = self._process_by_record(run)
         self._watch(self._lead(run, process), now)
         self._look_at = float("-inf")  # it may have ended long ago
-        return RunLaunched(now, run, process, self._output.path(run))
+        lives = self._family.lives(process)
+        began = now - self._family.age_seconds(process) if lives else now
+        return RunLaunched(began, run, process, self._output.path(run))
 
     def _lead(self, run: RunKey, process: ProcessId) -> _Leader:
         shell = Shell(process.pid, tag_of(self._run_id, run))

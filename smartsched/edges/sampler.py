@@ -51,8 +51,26 @@ class _Child(Struct):
     pending: bytearray = field(default_factory=bytearray)
     errors: bytearray = field(default_factory=bytearray)
     asked: dict[GpuKey, Timestamp] = field(default_factory=dict)
+    watched: list[GpuUuid] = field(default_factory=list)  # as it was told
+    unwritten: bytes = b""  # of a request that has begun
     said_why: bool = False  # its last line was about trouble, which its end may be due to
     doomed: bool = False  # killed; its end is awaited, since a hung driver call may delay it
+
+    def hears(self, request: object) -> bool:
+        """Whether it was told. If not, it is dying or hanging; either is noticed elsewhere."""
+        data = self.unwritten + json.dumps(request).encode() + b"\n"
+        try:
+            written = os.write(self.requests_fd, data)
+        except OSError:
+            return False
+        has_begun = written > len(self.unwritten)
+        self.unwritten = data[written:] if has_begun else self.unwritten[written:]
+        return has_begun
+
+    def hears_the_rest(self) -> None:
+        if self.unwritten:
+            with suppress(OSError):
+                self.unwritten = self.unwritten[os.write(self.requests_fd, self.unwritten) :]
 
 
 class Sampler:
@@ -99,6 +117,9 @@ class Sampler:
         elif not child.doomed and now - child.heard_at > child.patience:
             waited = words.duration(now - child.heard_at)
             self._give_up_on(child, f"the driver has not answered for {waited}")
+        if self._child is not None:
+            self._child.hears_the_rest()
+        self._say_what_to_watch()  # if it could not be said before
         observations, self._observations = self._observations, []
         return observations
 
@@ -107,27 +128,21 @@ class Sampler:
         if child is None or child.doomed:
             return  # the next child's first line answers
         due = [gpu for gpu, after in gpus if child.asked.get(gpu, float("-inf")) < after]
-        if not due:
-            return
-        try:
-            os.write(child.requests_fd, json.dumps([gpu.uuid for gpu in due]).encode() + b"\n")
-        except OSError:
-            return  # it is dying or hanging; either is noticed elsewhere
-        child.asked.update(dict.fromkeys(due, now))
+        if due and child.hears([gpu.uuid for gpu in due]):
+            child.asked.update(dict.fromkeys(due, now))
 
     def watch(self, gpus: Collection[GpuKey]) -> None:
-        watched = sorted(gpu.uuid for gpu in gpus)
-        if watched != self._watched:
-            self._watched = watched
-            self._say_what_to_watch()
+        self._watched = sorted(gpu.uuid for gpu in gpus)
+        self._say_what_to_watch()
 
     def _say_what_to_watch(self) -> None:
         child = self._child
         if child is None or child.doomed or self._run_id is None:
             return  # the next child is told
-        line = json.dumps({"watch": self._watched, "run": self._run_id}).encode() + b"\n"
-        with suppress(OSError):  # it is dying or hanging; either is noticed elsewhere
-            os.write(child.requests_fd, line)
+        if child.watched != self._watched and child.hears(
+            {"watch": self._watched, "run": self._run_id}
+        ):
+            child.watched = self._watched
 
     def wake_at(self) -> Timestamp:
         child = self._child
@@ -167,8 +182,7 @@ class Sampler:
         self._child = _Child(pid, requests_fd, lines_fd, errors_fd, self._now, self._first_patience)
         self._fds.watch(lines_fd, self._read_lines)
         self._fds.watch(errors_fd, self._read_errors)
-        if self._watched:
-            self._say_what_to_watch()
+        self._say_what_to_watch()
 
     def _read_lines(self) -> None:
         child = self._child

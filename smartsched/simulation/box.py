@@ -465,7 +465,7 @@ class _Gpus(Struct):
         """Whether there is something new to be told."""
         now = self.box.clock.time
         if self.box.driver_hangs_at(now):
-            self.close_looks.news((), now)
+            self.close_looks.failed(now)
             return False
         news = self.close_looks.news(self.box.readings(self.close_looks.watched), now)
         if news:

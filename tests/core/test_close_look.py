@@ -51,11 +51,24 @@ def test_what_shows_nothing_new_for_a_while_is_told_now_and_then_only():
     assert told == [2, 4, 6, 8, 10, 20, 30, 40]
 
 
-def test_how_busy_it_is_is_no_news():
-    close = looks(used_by(OURS))
-    close.told([used_by(OURS)], 8.0, whole=True)
+def test_how_busy_it_is_is_no_news_but_whether_it_is():
+    busy = used_by(OURS, utilization_percent=90)
+    close = looks(busy)
+    close.told([busy], 8.0, whole=True)
 
     assert close.news([used_by(OURS, utilization_percent=7)], QUIET) == ()
+    assert close.news([used_by(OURS)], QUIET + 1) == (used_by(OURS),)
+
+
+def test_after_what_could_not_be_seen_everything_is_news():
+    close = looks(used_by(OURS))
+
+    close.failed(QUIET)
+
+    assert close.due_at() == QUIET + EVERY_SECONDS
+    close.skip(QUIET + 4)
+    assert close.due_at() == QUIET + 3 + EVERY_SECONDS
+    assert close.news([used_by(OURS)], QUIET + 4) == (used_by(OURS),)
 
 
 @pytest.mark.parametrize(("until", "due"), [(20.4, 20.5), (20.5, 20.5), (20.6, 22.0), (99.0, 29.5)])

@@ -60,6 +60,16 @@ def test_its_utilisation_is_the_mean_while_it_computes():
     assert seen((1, 0), (1, 40), (1, 0), (1, 60)).utilization_percent == pytest.approx(50)
 
 
+def test_samples_count_for_the_time_that_they_stand_for():
+    """Where something changes there are more of them."""
+    meter = Meter()
+    for at, percent in ((0, 30), (1, 30), (2, 30), (12, 90), (22, 90)):
+        for gpu in (HERE, THERE):
+            meter.take_in(gpu, GIB, percent, T0 + at)
+
+    assert meter.utilization_percent == pytest.approx((2 * 30 + 20 * 90) / 22, rel=0.01)
+
+
 def test_one_sample_says_nothing_of_its_utilisation():
     assert seen((1, 40), (1, 0)).utilization_percent is None
 

@@ -6,6 +6,7 @@ import pytest
 
 from smartsched.core.apply import apply, replay
 from smartsched.core.capacity import MOST_PERCENT
+from smartsched.core.decide import decide
 from smartsched.core.events import Event, GpuReleased, JobAccepted, RunPlaced
 from smartsched.core.footprint import RAMP_SECONDS
 from smartsched.core.hours import parse_cap
@@ -110,6 +111,17 @@ def test_until_its_ramp_is_seen_nothing_is_started_beside_the_first():
         see(state, a_snapshot(busy, at=NOW + at))
 
     assert planned(state, NOW + 1 + RAMP_SECONDS - 0.1) == []
+
+
+def test_when_its_ramp_is_over_is_no_sample_s_to_say():
+    """They may be due seldom."""
+    state = a_box(sweep(6), free(1), **AUTO)
+    start_all(state)
+    busy = used_by(ours(gib=8), utilization_percent=30)
+    for at in (1, 2):
+        see(state, a_snapshot(busy, at=NOW + at))
+
+    assert decide(state, NOW + 2).wake_at <= NOW + 1 + RAMP_SECONDS
 
 
 def test_once_its_ramp_is_seen_as_many_as_fit_are_started_beside_it():

@@ -276,6 +276,26 @@ def test_what_to_watch_is_said_once_and_to_the_next_child_too(box_of: MakeBox, t
     assert requests_of(told) == [both, one, one]
 
 
+def test_what_to_watch_is_said_again_when_it_could_not_be_heard(box_of: MakeBox, tmp_path: Path):
+    """Of whoever does not read for long, the pipe is full."""
+    told, gate = tmp_path / "told", tmp_path / "gate"
+    waits = f"say('GPU-0')\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+    box = box_of(waits + listening(told), run_id="run")
+    box.until(box.snapshots)
+    many = [gpu(number) for number in range(500)]
+    for _ in range(200):
+        box.sampler.refresh([(each, box.now()) for each in many], box.now())
+
+    box.sampler.watch(many)
+    box.sampler.watch([gpu(1)])
+    gate.touch()
+    box.until(lambda: told.exists() and '"watch": ["GPU-1"]' in told.read_text())
+
+    *asked, watched = requests_of(told)
+    assert watched == {"watch": ["GPU-1"], "run": "run"}
+    assert all(len(names) == len(many) for names in asked)
+
+
 def test_where_samples_are_due_often_nothing_is_to_be_watched(box_of: MakeBox, tmp_path: Path):
     told = tmp_path / "told"
     box = box_of(listening(told))
