@@ -126,7 +126,11 @@ def test_how_a_job_ended_is_told(
     assert [seen[field] for field in fields] == [status, signum, ""]
 
 
-@pytest.mark.parametrize("command", ["x" * 200_000, "\U0001f600" * 200_000, "a\n'b' \udcff"])
+@pytest.mark.parametrize(
+    "command",
+    ["x" * 200_000, "\U0001f600" * 200_000, "a\n'b' \udcff"],
+    ids=["long", "wide", "odd"],  # pytest tells it to everybody in a variable
+)
 def test_any_command_can_be_told_cut_to_what_fits(dispatcher_of: MakeDispatcher, command: str):
     seen = told(dispatcher_of, tell(command=command))
 
