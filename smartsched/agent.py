@@ -10,7 +10,13 @@ from collections.abc import Collection, Iterable, Sequence
 from msgspec.structs import replace
 
 from smartsched.core.actions import Checkpoint, Claim, Kill, Launch, Release, Terminate
-from smartsched.core.events import RunCleared, RunExited, RunLaunched, RunPostponed
+from smartsched.core.events import (
+    RunCleared,
+    RunExited,
+    RunLaunched,
+    RunPostponed,
+    is_end_of_all,
+)
 from smartsched.core.messages import (
     AgentEvent,
     Came,
@@ -316,7 +322,7 @@ class Agent:
     def _look_where_runs_were(self, news: Iterable[AgentEvent], now: Timestamp) -> None:
         """Nobody needs to ask: whether its memory is back is what everybody waits for who is to
         follow."""
-        gone = [event.run for event in news if _is_end_of_all(event)]
+        gone = [event.run for event in news if is_end_of_all(event)]
         self._look_at(
             [gpu.key for run in gone if run in self._placed for gpu in self._placed[run].gpus], now
         )
@@ -376,11 +382,6 @@ class Agent:
             del self._looks[uuid]
         # what is told of some GPUs was asked for, or is news
         return bool(found) or not all(isinstance(each, Snapshot) and each.whole for each in seen)
-
-
-def _is_end_of_all(event: AgentEvent) -> bool:
-    """Whether nothing of a run lives any more."""
-    return isinstance(event, RunCleared) or (isinstance(event, RunExited) and not event.leftovers)
 
 
 class InProcess:

@@ -348,3 +348,8 @@ Event: TypeAlias = (
     | GpuReleased
     | RunClosed
 )
+
+
+def is_end_of_all(event: Event) -> bool:
+    """Whether nothing of a run lives any more."""
+    return isinstance(event, RunCleared) or (isinstance(event, RunExited) and not event.leftovers)

@@ -32,6 +32,7 @@ from smartsched.core.events import (
     RunResumed,
     RunRevoked,
     StopRequested,
+    is_end_of_all,
 )
 from smartsched.core.model import (
     ClaimAnswer,
@@ -630,12 +631,12 @@ class _Launcher(Struct):
                 told.append(RunCleared(now, key))
             if run.exit_told and not lives_on:
                 self._bury(key, run)
-        self.leaders -= {event.run for event in told if _is_the_last_of(event)}
+        self.leaders -= {event.run for event in told if is_end_of_all(event)}
         return told
 
     def written(self, events: Sequence[Event]) -> None:
         for event in events:
-            if isinstance(event, RunExited | RunCleared) and _is_the_last_of(event):
+            if isinstance(event, RunExited | RunCleared) and is_end_of_all(event):
                 self.box.records.pop(event.run, None)
 
     def living(self) -> Collection[RunKey]:
@@ -657,11 +658,6 @@ class _Launcher(Struct):
             until = run.last_ends_at + run.job.memory_lingers_seconds
             for index in run.gpu_indices:
                 self.box.lingering_memory.append((until, index, run.job.memory_bytes))
-
-
-def _is_the_last_of(event: RunExited | RunCleared) -> bool:
-    """Whether nothing of the run lives any more."""
-    return isinstance(event, RunCleared) or not event.leftovers
 
 
 class _Intake(Struct):
