@@ -94,8 +94,9 @@ class World(Struct, frozen=True):
 
 # Later than that we were stopped (SIGSTOP), or the machine was.
 OVERSLEPT_SECONDS = 1.0
-# What nothing follows from that would outlive this machine is in the journal at once, and durable
-# after this at the latest: a job whose end a loss of power takes with it is run again.
+# What nothing follows from that would outlive this machine is in the journal at once, and given to
+# the disk after this at the latest, for which nobody waits: where others write much, that may take
+# seconds. A job whose end a loss of power takes with it is run again.
 DURABLE_WITHIN_SECONDS = 0.05
 
 
@@ -114,6 +115,7 @@ class Loop:
         self._behind = False  # the journal could not be written
         self._noted: list[Event] = []  # in the journal, and not durable yet
         self._durable_by: Timestamp = float("inf")
+        self._syncing = 0  # of what is noted, so much is being made durable
 
     def resume(self, resumed: RunResumed, replaced: ListReplaced | None, *, adopt: bool) -> None:
         """Go on where an earlier dispatcher ended or died. `adopt`: whether what it left running
@@ -186,7 +188,7 @@ class Loop:
             not claims
         ):  # the sampler answers while the disk does; what is claimed is seen after that
             self._look(decision.actions, now)
-        durable = self._is_to_be_durable(decision, now)
+        durable = self._is_to_be_durable(decision)
         if (why := self._write(decision.events, now, durable=durable)) is not None:
             self._hold(decision, why, now)
         told, self._untold = ([], self._untold) if self._behind else (self._untold, [])
@@ -200,6 +202,7 @@ class Loop:
             self._look(decision.actions, now)
         if self._unwritten and not self._behind:
             self._note_launches()
+        self._give_to_the_disk(now)
         self._answer(decision, now)
         self.world.observer.decided(decision, self.state, now)
         return decision
@@ -207,6 +210,7 @@ class Loop:
     def _observe(self, now: Timestamp) -> None:
         world = self.world
         self.state.local_offset = world.clock.local_offset()
+        self._hear_of_the_disk(now)
         self._record(world.requests.take(now), now)
         for request in world.inbox.take(now):
             self._hear(request, now)
@@ -286,18 +290,13 @@ class Loop:
             self._record([event], now)
         return told
 
-    def _is_to_be_durable(self, decision: Decision, now: Timestamp) -> bool:
+    def _is_to_be_durable(self, decision: Decision) -> bool:
         """Before anything more is done."""
         reaches_others = self.state.policy.spans_hosts and any(
             not isinstance(action, Refresh) for action in decision.actions
         )
         return bool(
-            now >= self._durable_by
-            or decision.over
-            or self._untold
-            or self._answers
-            or self._behind
-            or reaches_others
+            decision.over or self._untold or self._answers or self._behind or reaches_others
         )
 
     def _write(
@@ -306,7 +305,7 @@ class Loop:
         """Note them with what is true already, and make all of it durable, or see to it that it
         soon is. Why not, if not."""
         everything = [*self._unwritten, *events]
-        is_due = durable and self._durable_by < float("inf")
+        is_due = durable and (self._durable_by < float("inf") or self._syncing > 0)
         why = None
         if everything or is_due:
             why = self.world.journal.write(everything, durable=durable)
@@ -321,8 +320,29 @@ class Loop:
         elif everything or is_due or not self._noted:
             self.world.launcher.written([*self._noted, *everything])
             self._noted.clear()
+            self._syncing = 0
             self._durable_by = float("inf")
         return None
+
+    def _give_to_the_disk(self, now: Timestamp) -> None:
+        """What is due, and not waited for."""
+        if now >= self._durable_by and not self._syncing and not self._behind:
+            self.world.journal.begin_sync()
+            self._syncing = len(self._noted)
+            self._durable_by = float("inf")
+
+    def _hear_of_the_disk(self, now: Timestamp) -> None:
+        """Of what was given to it. What it has not kept is written again before anything else."""
+        well = self.world.journal.synced()
+        if well is None:
+            return
+        if well:
+            self.world.launcher.written(self._noted[: self._syncing])
+            del self._noted[: self._syncing]
+        else:
+            self._behind = True
+            self._durable_by = now
+        self._syncing = 0
 
     def _note_launches(self) -> None:
         """So that another dispatcher knows them. It need not be durable yet: the end of this
@@ -397,7 +417,7 @@ class Loop:
         world = self.world
         return min(
             decision.wake_at,
-            self._durable_by,
+            self._durable_by if not self._syncing else float("inf"),
             world.gpus.wake_at(),
             world.launcher.wake_at(),
             world.claims.wake_at(),

@@ -169,6 +169,16 @@ class Journal(Protocol):
         is so; else why not."""
         ...
 
+    def begin_sync(self) -> None:
+        """Begin to make durable what there is, without waiting for it; not while that is still
+        being done. Its end wakes whoever waits."""
+        ...
+
+    def synced(self) -> bool | None:
+        """How that has ended, once: whether all is durable now that there was then. None: it has
+        not, or a durable write did it meanwhile."""
+        ...
+
 
 class LocalLauncher(Protocol):
     """Starts and looks after runs on the host where it is."""

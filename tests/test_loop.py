@@ -237,6 +237,8 @@ class FakeJournal:
     refused: list[Event] = field(default_factory=list)
     why_not: str | None = None
     durable: int = 0  # of the records, so many
+    syncing: int | None = None  # so many are being made durable by somebody else
+    synced_well: bool | None = None  # as the end of that, not told of yet
 
     def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
         if self.why_not is not None:
@@ -246,8 +248,26 @@ class FakeJournal:
         self.records += events
         if durable:
             self.durable = len(self.records)
+            self.syncing = self.synced_well = None
             self.diary.append("durable")
         return None
+
+    def begin_sync(self) -> None:
+        assert self.syncing is None
+        self.syncing = len(self.records)
+        self.diary.append("begin sync")
+
+    def end_sync(self, *, well: bool = True) -> None:
+        assert self.syncing is not None
+        if well:
+            self.durable = self.syncing
+        self.synced_well = well
+
+    def synced(self) -> bool | None:
+        ended, self.synced_well = self.synced_well, None
+        if ended is not None:
+            self.syncing = None
+        return ended
 
 
 @dataclass
@@ -712,9 +732,89 @@ def test_what_outlives_no_loss_of_power_is_written_at_once_and_durable_soon():
     due = world.loop.wake_at(decision)
     assert due == pytest.approx(began + DURABLE_WITHIN_SECONDS)
     world.clock.time = due
+    decision = world.loop.tick()
+    assert world.diary[-2:] == ["begin sync", "decided"]
+    assert not world.launcher.safe
+    assert world.loop.wake_at(decision) > due
+    world.journal.end_sync()
     world.loop.tick()
     assert world.journal.durable == len(world.journal.records)
     assert world.launcher.safe == world.journal.records
+
+
+def test_nobody_waits_for_a_slow_disk():
+    world = FakeWorld(*commands(2))
+    world.loop.tick()
+    world.clock.time += DURABLE_WITHIN_SECONDS
+    world.loop.tick()
+    given = list(world.journal.records)
+    world.jobs_end()
+    world.loop.tick()
+    world.clock.time += 1
+    world.look()
+
+    decision = world.loop.tick()
+
+    assert done(world)[-1] == "launch 2/1"
+    assert world.diary.count("begin sync") == 1
+    assert world.loop.wake_at(decision) > world.clock.time + DURABLE_WITHIN_SECONDS
+    world.clock.time += 1
+    world.journal.end_sync()
+    world.loop.tick()
+    assert world.launcher.safe == given
+    assert world.diary.count("begin sync") == 2  # for what came meanwhile, and is overdue
+
+
+def test_what_is_waited_for_makes_all_durable_that_was_on_its_way():
+    world = FakeWorld(*commands(1), tells=True)
+    world.loop.tick()
+    world.clock.time += DURABLE_WITHIN_SECONDS
+    world.loop.tick()
+    assert not world.launcher.safe
+    world.jobs_end()
+
+    world.loop.tick()
+
+    assert world.launcher.safe == world.journal.records
+    assert world.journal.durable == len(world.journal.records)
+
+
+def test_nothing_is_started_when_it_turns_out_that_the_disk_keeps_nothing():
+    world = FakeWorld(*commands(2))
+    world.loop.tick()
+    world.clock.time += DURABLE_WITHIN_SECONDS
+    world.loop.tick()
+    world.jobs_end()
+    world.journal.end_sync(well=False)
+    world.journal.why_not = NO_ROOM
+
+    decision = world.loop.tick()
+
+    assert done(world) == ["launch 1/1"]
+    assert decision.waiting is not None
+    assert decision.waiting.why == f"nothing is started: {NO_ROOM}"
+    assert not world.launcher.safe
+    world.journal.why_not = None
+    for _ in range(2):
+        world.clock.time = world.loop.wake_at(decision)
+        world.look()
+        decision = world.loop.tick()
+    assert done(world)[-1] == "launch 2/1"
+    assert world.launcher.safe == world.journal.records[: len(world.launcher.safe)]
+    assert "RunExited" in recorded(world)
+
+
+def test_what_the_disk_refused_is_given_to_it_again_though_nothing_else_happens():
+    world = FakeWorld(*commands(1))
+    world.loop.tick()
+    world.clock.time += DURABLE_WITHIN_SECONDS
+    world.loop.tick()
+    world.journal.end_sync(well=False)
+
+    world.loop.tick()
+
+    assert world.launcher.safe == world.journal.records
+    assert world.journal.durable == len(world.journal.records)
 
 
 def test_an_end_is_settled_in_the_tick_in_which_it_is_known():

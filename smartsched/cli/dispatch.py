@@ -211,6 +211,7 @@ def _assemble(
         finish, logs, recruiters = processes.close, None, []
     desk = _desk(stack, session, waiter)
     stack.callback(session.bookmark.close)
+    session.journal.ring(waiter)
     world = World(
         clock=clock,
         waiter=waiter,

@@ -3,6 +3,7 @@ line says."""
 
 import errno
 import os
+import signal
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from smartsched.core.bookmark import NOWHERE, Mark
 from smartsched.core.events import Event
 from smartsched.core.records import decode_line, encode, name_in
 from smartsched.errors import JournalDamagedError, StateError
+from smartsched.ports import FdWatcher
 
 _READ_BYTES = 1 << 20
 
@@ -28,6 +30,9 @@ class FileJournal:
         self._has_scraps = False  # behind the last record, of a write that failed
         self._at_risk = bytearray()  # the records that may not be durable
         self._is_in_doubt = False  # whether the system still has those to make them durable
+        self._sync_beside: _SyncBeside | None = None  # that was begun, and not heard of
+        self._fds: FdWatcher | None = None
+        self._bell: int | None = None  # rung at the end of it
         self.is_failing = False  # the last write came to nothing
         self.cut_off_bytes = 0  # at the end: a record that was being written when we died
 
@@ -106,27 +111,61 @@ class FileJournal:
         self.is_failing = False
         return None
 
+    def ring(self, fds: FdWatcher) -> None:
+        """Whoever waits on these is woken when what was begun has ended."""
+        self._fds, self._bell = fds, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        fds.watch(self._bell, self._hush)
+
+    def begin_sync(self) -> None:
+        """In a thread, for which nothing waits but what is to be durable at once."""
+        at_risk = self._at_risk
+        again = bytes(at_risk) if self._is_in_doubt else b""
+        self._is_in_doubt = True
+        self._sync_beside = _SyncBeside(
+            self._fd, again, self._size - len(at_risk), len(at_risk), self._bell
+        )
+
+    def synced(self) -> bool | None:
+        if self._sync_beside is None or self._sync_beside.well is None:
+            return None
+        return self._hear_of_sync()
+
     def close(self) -> None:
+        if self._sync_beside is not None:
+            self._hear_of_sync()
+        if self._fds is not None and self._bell is not None:
+            self._fds.forget(self._bell)
+            os.close(self._bell)
         os.close(self._fd)
 
+    def _hear_of_sync(self) -> bool:
+        """Waits for it."""
+        sync, self._sync_beside = self._sync_beside, None
+        assert sync is not None
+        well = sync.wait()
+        if well:
+            del self._at_risk[: sync.size_bytes]
+            self._is_in_doubt = False
+        return well
+
+    def _hush(self) -> None:
+        assert self._bell is not None
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+
     def _append(self, data: bytes) -> None:
-        self._put(data, self._size)
+        _put(self._fd, data, self._size)
 
     def _sync(self) -> None:
-        """When that has failed once, the system takes what it could not write for written
-        (fsync(2)): it has to be given it again."""
+        """Whoever waits is told if it failed; two at once would not both be. What failed once the
+        system takes for written (fsync(2)): it has to be given it again."""
+        if self._sync_beside is not None:
+            self._hear_of_sync()
         if self._is_in_doubt:
-            self._put(self._at_risk, self._size - len(self._at_risk))
+            _put(self._fd, self._at_risk, self._size - len(self._at_risk))
         self._is_in_doubt = True
         os.fdatasync(self._fd)
         self._is_in_doubt = False
-
-    def _put(self, data: bytes | bytearray, at: int) -> None:
-        left = memoryview(bytes(data))
-        while left:
-            written = os.pwrite(self._fd, left, at)
-            at += written
-            left = left[written:]
 
     def _take_back(self) -> None:
         """What did get written must not be read as records. Before it is gone, nothing more is
@@ -146,6 +185,57 @@ class FileJournal:
                 " happened later is forgotten then: if it was not just the last moments before a"
                 " loss of power, jobs may run again"
             ) from error
+
+
+class _SyncBeside:
+    """Makes a file durable in a thread of its own, or at once where none can be had."""
+
+    def __init__(self, fd: int, again: bytes, at: int, size_bytes: int, bell: int | None) -> None:
+        """`again`: what is to be written once more before, and where. `size_bytes`: of the records
+        that are durable after it. `bell`: an eventfd to ring at the end."""
+        import threading  # not before the first job has begun
+
+        self.size_bytes = size_bytes
+        self._again, self._at = again, at
+        self.well: bool | None = None  # None: it has not ended
+        self._fd = fd
+        self._bell = bell
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._run, name="journal", daemon=True
+        )
+        # a thread inherits what its maker lets no signal through
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._thread.start()
+        except RuntimeError:  # there may be no more, by the limits of the user
+            self._thread = None
+            self._run()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def wait(self) -> bool:
+        if self._thread is not None:
+            self._thread.join()
+        return bool(self.well)
+
+    def _run(self) -> None:
+        try:
+            _put(self._fd, self._again, self._at)
+            os.fdatasync(self._fd)
+        except OSError:
+            self.well = False
+        else:
+            self.well = True
+        if self._bell is not None:
+            os.eventfd_write(self._bell, 1)
+
+
+def _put(fd: int, data: bytes | bytearray, at: int) -> None:
+    left = memoryview(bytes(data))
+    while left:
+        written = os.pwrite(fd, left, at)
+        at += written
+        left = left[written:]
 
 
 def has_come_by(fd: int, mark: Mark) -> bool:

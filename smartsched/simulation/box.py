@@ -74,6 +74,7 @@ from smartsched.simulation.colleagues import GIB, Visit, pretend_uuid, process_o
 HOST = HostName("box")
 _SIGTERM, _SIGKILL = 15, 9
 _LOOK_TAKES_SECONDS = 0.001
+_SYNC_SECONDS = 0.02
 _FOREVER = float("inf")
 NO_GPU = -1  # in place of an index
 
@@ -160,6 +161,8 @@ class PretendBox(Struct):
     # What is on disk: the journal, and of attempts what the journal does not know yet.
     journal: list[bytes] = field(default_factory=list)
     durable_records: int = 0  # of the journal; the others a loss of power may take
+    syncing: int | None = None  # so many are being made durable
+    synced_at: Timestamp = _FOREVER  # that will be done
     was_rebooted: bool = False  # since the last dispatcher
     bookmark_file: bytes = b""
     records: dict[RunKey, AttemptRecord] = field(default_factory=dict)
@@ -293,6 +296,9 @@ class PretendBox(Struct):
     def has_no_room(self) -> bool:
         return any(begin <= self.clock.time < end for begin, end in self.disk_is_full)
 
+    def forget_sync(self) -> None:
+        self.syncing, self.synced_at = None, _FOREVER
+
     def moment(self) -> None:
         """One at which a dispatcher may die."""
         self.moments += 1
@@ -312,6 +318,7 @@ class PretendBox(Struct):
         """For whoever looks after this box from now on."""
         self.dispatchers += 1
         self.claimed.clear()  # with a dispatcher its claims go
+        self.forget_sync()
         self.launched_by_others = len(self.launched)
         close_looks = CloseLooks(lambda p: any(r.pid == p.pid for r in self.living.values()))
         return _Gpus(self, self.clock.now(), close_looks), _Launcher(self), _Claims(self)
@@ -438,7 +445,7 @@ class _Waiter(Struct):
 
     def _next_happening(self) -> Timestamp:
         now = self.box.clock.time
-        times = [at for at, _ in self.box.requests]
+        times = [self.box.synced_at, *(at for at, _ in self.box.requests)]
         times += [at for at, _ in self.box.asked if at > now]
         times += [
             run.last_ends_at if run.has_ended else run.shell_ends_at
@@ -730,7 +737,24 @@ class _Journal(Struct):
             box.moment()
         if durable:
             box.durable_records = len(box.journal)
+            box.forget_sync()
         return None
+
+    def begin_sync(self) -> None:
+        box = self.box
+        assert box.syncing is None
+        box.moment()
+        box.syncing, box.synced_at = len(box.journal), box.clock.time + _SYNC_SECONDS
+
+    def synced(self) -> bool | None:
+        box = self.box
+        if box.syncing is None or box.synced_at > box.clock.time:
+            return None
+        well = not box.has_no_room()
+        if well:
+            box.durable_records = box.syncing
+        box.forget_sync()
+        return well
 
 
 class _Teller(Struct):

@@ -20,7 +20,7 @@ from smartsched.core.model import ProcessId
 from smartsched.core.records import decode_line, encode
 from smartsched.edges.family import Family
 from tests.cli.harness import MOMENT, Box, Session, alive
-from tests.stub_nvml import StubGpu, StubMachine
+from tests.stub_nvml import StubGpu, StubMachine, compile_library
 from tests.waiting import wait_until
 
 HOUR = 3600.0
@@ -79,7 +79,10 @@ class TestNoRoom:
         # the journal is the longest of its files: only that one has no room
         padding = f" # {'x' * 2000}"
         commands = [gated(name) + padding for name in "abcd"]
-        session = box.start(*MOMENT, "--gpus", "0,1", str(box.list_of(commands)))
+        # CPython before 3.12.8 takes a module that it compiled, and wrote in part, for whole
+        # (python/cpython#126606)
+        env = {"PYTHONDONTWRITEBYTECODE": "1"}
+        session = box.start(*MOMENT, "--gpus", "0,1", str(box.list_of(commands)), env=env)
         session.says("job 2 started")
         pids(box, 2)
         on_record(box, 2, session)
@@ -203,6 +206,31 @@ def test_a_run_for_which_there_is_no_room_is_one_line_and_leaves_nothing(
     assert not (box.folder / "started").exists()
     filler.unlink()
     assert not list(small_disk.glob("runs/*"))
+
+
+def test_ends_are_acted_on_and_jobs_started_while_the_disk_does_not_answer(
+    box: Box, tmp_path: Path
+):
+    """As one that others fill with their checkpoints does, for seconds at a time."""
+    library, hangs = tmp_path / "hanging-disk.so", tmp_path / "hangs"
+    compile_library(Path(__file__).with_name("hanging_disk.c"), library)
+    env = {"LD_PRELOAD": str(library), "DISK_HANGS": str(hangs)}
+    commands = [gated(name) for name in "abc"]
+    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of(commands)), env=env)
+    session.says("job 1 started")
+    hangs.touch()
+    let_go(box, "a")
+    wait_until(Path(f"{hangs}-and-somebody-waits").exists, "it waits for the disk", session.dump)
+
+    let_go(box, "b")
+    session.says("job 3 started")
+
+    hangs.unlink()
+    let_go(box, "c")
+    done = session.end()
+    assert done.status == 0
+    assert "3 jobs ok" in done.err
+    assert "nothing is left" in box.run("--resume").err
 
 
 def test_jobs_that_end_while_the_dispatcher_is_stopped_are_not_lost(box: Box):

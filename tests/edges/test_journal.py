@@ -4,8 +4,9 @@ import errno
 import os
 import resource
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +15,13 @@ import pytest
 from smartsched.core.events import Event, JobAccepted, RunBegan, RunClosed
 from smartsched.core.model import HostName, JobId, JobSpec
 from smartsched.core.records import encode, name_of
+from smartsched.edges.clock import SteadyClock
 from smartsched.edges.journal import FileJournal
 from smartsched.edges.runs import JOURNAL, Runs
+from smartsched.edges.waiter import Waiter
 from smartsched.errors import JournalDamagedError
 from tests.builders import HOST, T0, accepted, exited, launched, placed
+from tests.waiting import wait_until
 
 BEGAN = RunBegan(T0, "test", HOST, "/somewhere", ("list",), None, "{}")
 HISTORY: list[Event] = [BEGAN, *accepted(2), placed(), launched(), exited()]
@@ -145,6 +149,144 @@ def test_what_a_disk_has_refused_once_is_given_to_it_again(
 
     journal.close()
     assert read(path) == HISTORY
+
+
+class SlowDisk:
+    """fdatasync ends when it is let, as often as it is let, and fails if it is told so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.let = threading.Semaphore(0)
+        self.begun = self.done = 0
+        self.fails = False
+        self._sync = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", self)
+
+    def __call__(self, fd: int) -> None:
+        self.begun += 1
+        assert self.let.acquire(timeout=60)
+        if self.fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._sync(fd)
+        self.done += 1
+
+
+def when_synced(journal: FileJournal) -> bool:
+    wait_until(lambda: journal._sync_beside is not None and journal._sync_beside.well is not None)
+    said = journal.synced()
+    assert journal.synced() is None  # it is told once
+    assert said is not None
+    return said
+
+
+def test_records_are_written_while_a_slow_disk_is_at_work(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    journal, disk = opened(path), SlowDisk(monkeypatch)
+    journal.write(HISTORY[:2], durable=False)
+
+    journal.begin_sync()
+    assert journal.synced() is None
+    assert journal.write(HISTORY[2:], durable=False) is None
+    assert disk.done == 0
+    disk.let.release()
+
+    assert when_synced(journal)
+    assert disk.done == 1
+    journal.close()
+    assert read(path) == HISTORY
+
+
+def test_its_end_wakes_whoever_waits(path: Path, monkeypatch: pytest.MonkeyPatch):
+    journal, disk = opened(path), SlowDisk(monkeypatch)
+    clock = SteadyClock()
+    with closing(Waiter(clock)) as waiter:
+        journal.ring(waiter)
+        journal.write(HISTORY, durable=False)
+        journal.begin_sync()
+        disk.let.release()
+
+        began = clock.now()
+        waiter.wait(began + 60)
+
+        assert clock.now() < began + 30
+        assert when_synced(journal)
+        began = clock.now()
+        waiter.wait(began + 0.05)  # it has rung once
+        assert clock.now() >= began + 0.05
+        journal.close()
+
+
+def test_what_is_to_be_durable_at_once_waits_for_what_was_begun(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    journal, disk = opened(path), SlowDisk(monkeypatch)
+    journal.write(HISTORY[:2], durable=False)
+    journal.begin_sync()
+    disk.let.release(2)
+
+    assert journal.write(HISTORY[2:]) is None
+
+    assert disk.done == 2
+    assert journal.synced() is None
+    journal.close()
+
+
+@pytest.mark.parametrize("somebody_waits", [True, False])
+def test_what_could_not_be_made_durable_meanwhile_is_given_to_the_disk_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, somebody_waits: bool
+):
+    journal, disk = opened(path), SlowDisk(monkeypatch)
+    disk.let.release(2)
+    journal.write(HISTORY[:2])
+    kept = path.stat().st_size
+    journal.write(HISTORY[2:4], durable=False)
+    disk.fails = True
+    journal.begin_sync()
+    assert not when_synced(journal)
+    with path.open("r+b") as file:  # as the system may: it takes them for written
+        file.seek(kept)
+        file.write(bytes(path.stat().st_size - kept))
+    disk.fails = False
+    disk.let.release()
+
+    if somebody_waits:
+        assert journal.write(HISTORY[4:]) is None
+    else:
+        assert journal.write(HISTORY[4:], durable=False) is None
+        journal.begin_sync()
+        assert when_synced(journal)
+
+    journal.close()
+    assert read(path) == HISTORY
+
+
+def test_where_no_thread_can_be_had_the_disk_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    journal, disk = opened(path), SlowDisk(monkeypatch)
+    disk.let.release()
+    journal.write(HISTORY, durable=False)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    journal.begin_sync()
+
+    assert disk.done == 1
+    assert journal.synced() is True
+    journal.close()
+
+
+def test_nothing_is_closed_under_a_disk_at_work(path: Path, monkeypatch: pytest.MonkeyPatch):
+    journal, disk = opened(path), SlowDisk(monkeypatch)
+    journal.write(HISTORY, durable=False)
+    journal.begin_sync()
+    threading.Timer(0.1, disk.let.release).start()
+
+    journal.close()
+
+    assert disk.done == 1
 
 
 def test_writing_nothing_changes_nothing(path: Path):

@@ -34,7 +34,6 @@ from smartsched.fleet.host import Patience
 from smartsched.fleet.hosts import Hosts
 from smartsched.fleet.launcher import FleetLauncher
 from smartsched.loop import Loop, World
-from smartsched.ports import Journal
 from smartsched.simulation.box import (
     DispatcherDied,
     LivingRun,
@@ -393,20 +392,6 @@ class PretendRecruiter:
         return min(self._due.values(), default=FOREVER)
 
 
-@dataclass
-class SyncedJournal:
-    """Knows what a machine that loses power would have kept."""
-
-    cluster: "Cluster"
-    inner: Journal
-
-    def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
-        why = self.inner.write(events, durable=durable)
-        if why is None and durable:
-            self.cluster.synced_lines = len(self.cluster.desk.journal)
-        return why
-
-
 class Cluster:
     """The dispatcher's desk and the hosts. `on_step` looks on whenever something was done."""
 
@@ -426,7 +411,6 @@ class Cluster:
             host.name: host
             for host in (PretendHost(self, number, plan) for number, plan in enumerate(hosts))
         }
-        self.synced_lines = 0
         self.on_step: list[Callable[[], None]] = []
         self.transport: PretendTransport | None = None  # None: no dispatcher lives
         self.grace_seconds = 0.0
@@ -449,7 +433,7 @@ class Cluster:
         began = RunBegan(desk.clock.now(), policy.run_id, desk.host, "/", ("list",), None, "{}")
         desk.append(began)
         desk.events = [began]
-        self.synced_lines = 1
+        desk.durable_records = 1
         state = replay(policy, [began])
         with self._dispatcher(state, policy) as loop:
             self._go_on(loop, seconds)
@@ -470,7 +454,7 @@ class Cluster:
 
     def lose_power(self) -> None:
         """The dispatcher's machine does, after its dispatcher has died."""
-        del self.desk.journal[self.synced_lines :]
+        del self.desk.journal[self.desk.durable_records :]
 
     def stall(self) -> None:
         """If it is time to: what comes meanwhile, the dispatcher learns later."""
@@ -510,7 +494,6 @@ class Cluster:
             gpus=FleetGpus(self.fleet),
             launcher=FleetLauncher(self.fleet, state),
             claims=FleetClaims(self.fleet),
-            journal=SyncedJournal(self, world.journal),
         )
 
     def _go_on(self, loop: Loop, seconds: float) -> None:
@@ -541,7 +524,7 @@ class Cluster:
         """Until something has come for the dispatcher."""
         assert self.transport is not None
         until = max(until, self.now)
-        while not self.transport.news and not self._is_asked():
+        while not self.transport.news and not self._is_asked() and self.desk.synced_at > self.now:
             if self.now >= until:
                 return
             self._advance(until)
@@ -573,7 +556,7 @@ class Cluster:
         assert self._steps_at[1] <= MOST_STEPS_AT_ONE_MOMENT, "nothing but messages to and fro"
 
     def _next_happening(self) -> float:
-        times = [T0 + fault.at for fault in self._faults[:1]]
+        times = [self.desk.synced_at, *(T0 + fault.at for fault in self._faults[:1])]
         times += [at for at, _ in (*self.desk.requests, *self.desk.asked) if at > self.now]
         for host in self.hosts.values():
             times += [host.next_end(), host.lease_ends_at()]

@@ -50,25 +50,30 @@ def build(into: Path, *, old_driver: bool = False) -> Path:
     """Compile the stub under `into` and return the directory that holds libnvidia-ml.so.1.
 
     `old_driver` leaves out the `_v3` process calls and the v2 memory call. Both kinds may be built
-    under the same `into`. Raises NoCompilerError, or RuntimeError with the compiler's words.
+    under the same `into`. Raises as `compile_library` does.
     """
-    compiler = _compiler()
-    if compiler is None:
-        msg = "the NVML stub needs a C compiler: install gcc or clang, or set CC"
-        raise NoCompilerError(msg)
     directory = into / ("old-driver" if old_driver else "driver")
     directory.mkdir(parents=True, exist_ok=True)
+    options = [f"-Wl,-soname,{_SONAME}", *(["-DSTUB_OLD_DRIVER"] if old_driver else [])]
+    compile_library(_SOURCE, directory / _SONAME, *options)
+    return directory
+
+
+def compile_library(source: Path, library: Path, *options: str) -> None:
+    """Raises NoCompilerError, or RuntimeError with the compiler's words."""
+    compiler = _compiler()
+    if compiler is None:
+        msg = "this needs a C compiler: install gcc or clang, or set CC"
+        raise NoCompilerError(msg)
     # A name of its own, then a rename: two builds at once must not load each other's half a file.
-    unfinished = directory / f"unfinished-{os.getpid()}-{threading.get_ident()}"
-    command = [compiler, "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    command += [f"-Wl,-soname,{_SONAME}", *(["-DSTUB_OLD_DRIVER"] if old_driver else [])]
-    command += ["-o", str(unfinished), str(_SOURCE)]
+    unfinished = library.with_name(f"unfinished-{os.getpid()}-{threading.get_ident()}")
+    command = [compiler, "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", *options]
+    command += ["-o", str(unfinished), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         msg = f"{' '.join(command)} failed:\n{done.stderr}"
         raise RuntimeError(msg)
-    unfinished.rename(directory / _SONAME)
-    return directory
+    unfinished.rename(library)
 
 
 @dataclass
