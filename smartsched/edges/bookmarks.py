@@ -93,7 +93,9 @@ class BookmarkFile:
             self._replace(data)
 
     def _replace(self, data: bytes) -> None:
-        """At once: whoever reads it, and whatever crashes, finds one or the other."""
+        """At once: whoever reads it, and whatever crashes, finds one or the other. The disk is not
+        waited for: what a loss of power leaves of it is not whole, or not of this journal, and
+        not believed."""
         with suppress(FileNotFoundError):  # of one that died here
             os.unlink(_UNFINISHED, dir_fd=self._folder)
         fd = self._open_file(_UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -102,7 +104,6 @@ class BookmarkFile:
                 left = memoryview(data)
                 while left:
                     left = left[file.write(left) :]
-                os.fsync(fd)
             os.rename(_UNFINISHED, BOOKMARK, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         except OSError:
             with suppress(OSError):
