@@ -176,11 +176,10 @@ class Family:
 
     def _candidates(self) -> Iterator[tuple["psutil.Process", bool]]:
         """Ancestors before descendants; and whether it is below us."""
-        import psutil
-
+        children = _children_by_parent()
         below: set[int] = set()
         if self._adopts_orphans:
-            children, roots = _children_by_parent(), self._roots()
+            roots = self._roots()
             level = [child for child in children.get(os.getpid(), ()) if child.pid in roots]
             while level:
                 yield from ((process, True) for process in level)
@@ -188,7 +187,16 @@ class Family:
                 level = [child for parent in level for child in children.get(parent.pid, ())]
         if self._everywhere or not self._adopts_orphans:
             known = below | self._not_theirs | set(self._others())
-            yield from ((p, False) for p in psutil.process_iter() if p.pid not in known)
+            yield from ((p, False) for p in _generations(children) if p.pid not in known)
+
+
+def _generations(children: Mapping[int, list["psutil.Process"]]) -> Iterator["psutil.Process"]:
+    """Everybody, the eldest first: pids do not tell, they begin anew at some time."""
+    pids = {child.pid for each in children.values() for child in each}
+    level = [child for parent, each in children.items() if parent not in pids for child in each]
+    while level:
+        yield from level
+        level = [child for parent in level for child in children.get(parent.pid, ())]
 
 
 def _children_by_parent() -> dict[int, list["psutil.Process"]]:

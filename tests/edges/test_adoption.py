@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from smartsched.core.events import Event, RunAdopted, RunCleared, RunLaunched, RunRevoked
-from smartsched.core.model import Exited, Killed, Lost, ProcessId, Run
+from smartsched.core.model import Exited, Killed, Lost, ProcessId, Run, Shell
+from smartsched.edges import family
 from smartsched.edges.family import Family
 from tests.edges.jobs import Dispatcher
 from tests.edges.predecessors import Launched, Predecessor
@@ -453,6 +454,30 @@ def test_leftovers_of_an_earlier_dispatcher_s_run_are_found_and_ended(
     dispatcher.processes.terminate(job.key)
     dispatcher.cleared(job.key)
     assert not any(map(alive, map(int, said(job))))
+
+
+def test_whoever_waits_for_another_comes_before_it_though_pids_began_anew(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Else a shell whose child was asked to end before it may go on, and end well."""
+    monkeypatch.setattr(family, "_adopt_orphans", lambda: False)
+    everybody = psutil.process_iter
+    monkeypatch.setattr(psutil, "process_iter", lambda: reversed(list(everybody())))
+    script = "sh -c 'sh -c \"sleep 600; :\"; :'; :"
+    with subprocess.Popen(["sh", "-c", script], start_new_session=True) as shell:
+        below = psutil.Process(shell.pid)
+        try:
+            wait_until(lambda: len(below.children(recursive=True)) == 3)
+            generations = [below]
+            while children := generations[-1].children():
+                generations += children
+            run = Shell(shell.pid, "test/1.1", is_known=True)
+
+            members = Family(tuple).members(run, [run])
+
+            assert members == generations[1:]
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)
 
 
 TREE = "(setsid sleep 600 & echo $!); sleep 600 & echo $!; (sleep 600 & echo $!); echo $$; wait"
