@@ -98,6 +98,8 @@ OVERSLEPT_SECONDS = 1.0
 # the disk after this at the latest, for which nobody waits: where others write much, that may take
 # seconds. A job whose end a loss of power takes with it is run again.
 DURABLE_WITHIN_SECONDS = 0.05
+# When it takes longer than that, nothing is started until it is done.
+DISK_PATIENCE_SECONDS = 10.0
 
 
 class Loop:
@@ -113,9 +115,10 @@ class Loop:
         self._answers: list[tuple[str, Answer]] = []  # to be given once all of it is on record
         self._asked: list[str] = []  # requests that want to know how the run stands
         self._behind = False  # the journal could not be written
-        self._noted: list[Event] = []  # in the journal, and not durable yet
+        self._is_at_risk = False  # something is in the journal, and was not given to the disk
         self._durable_by: Timestamp = float("inf")
-        self._syncing = 0  # of what is noted, so much is being made durable
+        self._waits_for_disk = False  # and begins nothing meanwhile
+        self._syncing_since: Timestamp = float("inf")  # what was given is being made durable
 
     def resume(self, resumed: RunResumed, replaced: ListReplaced | None, *, adopt: bool) -> None:
         """Go on where an earlier dispatcher ended or died. `adopt`: whether what it left running
@@ -305,7 +308,7 @@ class Loop:
         """Note them with what is true already, and make all of it durable, or see to it that it
         soon is. Why not, if not."""
         everything = [*self._unwritten, *events]
-        is_due = durable and (self._durable_by < float("inf") or self._syncing > 0)
+        is_due = durable and min(self._durable_by, self._syncing_since) < float("inf")
         why = None
         if everything or is_due:
             why = self.world.journal.write(everything, durable=durable)
@@ -313,43 +316,50 @@ class Loop:
         if why is not None:
             return why
         self._unwritten.clear()
-        if not durable:
-            self._noted += everything
-            if everything:
-                self._durable_by = min(self._durable_by, now + DURABLE_WITHIN_SECONDS)
-        elif everything or is_due or not self._noted:
-            self.world.launcher.written([*self._noted, *everything])
-            self._noted.clear()
-            self._syncing = 0
-            self._durable_by = float("inf")
+        if durable and (everything or is_due or not self._is_at_risk):
+            self.world.launcher.noted()
+            self.world.launcher.kept()
+            self._is_at_risk = False
+            self._durable_by = self._syncing_since = float("inf")
+        elif everything:
+            self._is_at_risk = True
+            self._durable_by = min(self._durable_by, now + DURABLE_WITHIN_SECONDS)
         return None
 
     def _give_to_the_disk(self, now: Timestamp) -> None:
         """What is due, and not waited for."""
-        if now >= self._durable_by and not self._syncing and not self._behind:
-            self.world.journal.begin_sync()
-            self._syncing = len(self._noted)
-            self._durable_by = float("inf")
+        if self._is_syncing() or self._behind or self._unwritten or now < self._durable_by:
+            return
+        self.world.launcher.noted()
+        self.world.journal.begin_sync()
+        self._is_at_risk, self._durable_by, self._syncing_since = False, float("inf"), now
+
+    def _is_syncing(self) -> bool:
+        return self._syncing_since < float("inf")
 
     def _hear_of_the_disk(self, now: Timestamp) -> None:
-        """Of what was given to it. What it has not kept is written again before anything else."""
+        """Of what was given to it. What it has not kept is written again before anything else.
+        While it does not answer at all, nothing new is begun that nobody may know of later."""
         well = self.world.journal.synced()
-        if well is None:
-            return
-        if well:
-            self.world.launcher.written(self._noted[: self._syncing])
-            del self._noted[: self._syncing]
-        else:
-            self._behind = True
-            self._durable_by = now
-        self._syncing = 0
+        if well is not None:
+            self._syncing_since = float("inf")
+            if well:
+                self.world.launcher.kept()
+                if self._waits_for_disk:
+                    self.state.postponed.pop(EVERYWHERE, None)
+            else:
+                self._behind = self._is_at_risk = True
+                self._durable_by = now
+        self._waits_for_disk = now > self._syncing_since + DISK_PATIENCE_SECONDS
+        if self._waits_for_disk:
+            postpone(self.state, EVERYWHERE, now, "the disk with the journal does not answer")
 
     def _note_launches(self) -> None:
         """So that another dispatcher knows them. It need not be durable yet: the end of this
         machine would be theirs too, and agents elsewhere tell of them again until it is."""
         if self.world.journal.write(self._unwritten, durable=False) is None:
-            self._noted += self._unwritten
             self._unwritten = []
+            self._is_at_risk = True
 
     def _hold(self, decision: Decision, why: str, now: Timestamp) -> None:
         """Nothing is started that is not on record; all else that was decided is done."""
@@ -417,7 +427,7 @@ class Loop:
         world = self.world
         return min(
             decision.wake_at,
-            self._durable_by if not self._syncing else float("inf"),
+            float("inf") if self._is_syncing() or self._behind else self._durable_by,
             world.gpus.wake_at(),
             world.launcher.wake_at(),
             world.claims.wake_at(),

@@ -4,7 +4,7 @@ Nothing here waits but `Waiter.wait`: everything else answers with what there is
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -43,6 +43,7 @@ from smartsched.core.model import (
 from smartsched.core.policy import Policy
 from smartsched.core.requests import Add, Answer, Ask, Cancel, Continue, Pause, Retry, Unusable
 from smartsched.core.state import State
+from smartsched.errors import StateError
 
 Request = Add | Cancel | Retry | Pause | Continue | Ask | Unusable
 
@@ -121,8 +122,13 @@ class Launcher(Protocol):
         is asked for."""
         ...
 
-    def written(self, events: Sequence[Event]) -> None:
-        """These are in the journal: what only a crash before that would have needed may go."""
+    def noted(self) -> None:
+        """All that was taken is in the journal by now."""
+        ...
+
+    def kept(self) -> None:
+        """What was taken before the last `noted` is there for good: what only a crash before that
+        would have needed may go."""
         ...
 
     def wake_at(self) -> Timestamp: ...
@@ -161,6 +167,25 @@ class Intake(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Work(Protocol):
+    """Something that was begun, and is done while whoever began it goes on."""
+
+    @property
+    def is_at_work(self) -> bool: ...
+
+    @property
+    def error(self) -> OSError | StateError | None:
+        """Why it failed, when it has ended."""
+        ...
+
+    def wait(self) -> None:
+        """For its end."""
+        ...
+
+
+Begin: TypeAlias = Callable[[Callable[[], None]], Work]
 
 
 class Journal(Protocol):

@@ -634,7 +634,8 @@ def test_what_is_on_record_is_acknowledged_all_at_once():
     bench.says(GPU1, 0.1, (1, RunAdopted(T0 + AHEAD, a_run(1), T0)), (2, ended(2)), living=LIVING)
     assert bench.last().acknowledged == 0
 
-    bench.launcher.written([])
+    bench.launcher.noted()
+    bench.launcher.kept()
 
     assert bench.last().acknowledged == 2
 
@@ -647,7 +648,8 @@ def test_what_was_heard_and_not_taken_yet_is_not_acknowledged():
     bench.hears(GPU1, said, 0.2)
     bench.observed(0.2)
 
-    bench.launcher.written([])
+    bench.launcher.noted()
+    bench.launcher.kept()
 
     assert bench.last().acknowledged == 1
 

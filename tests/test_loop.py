@@ -58,7 +58,14 @@ from smartsched.core.model import (
 )
 from smartsched.core.requests import Answer, Ask, Cancel
 from smartsched.core.state import Closing, State
-from smartsched.loop import DURABLE_WITHIN_SECONDS, LINES_A_TICK, QUEUE_WINDOW, Loop, World
+from smartsched.loop import (
+    DISK_PATIENCE_SECONDS,
+    DURABLE_WITHIN_SECONDS,
+    LINES_A_TICK,
+    QUEUE_WINDOW,
+    Loop,
+    World,
+)
 from smartsched.ports import Arrived, NewOptions, Recall
 from tests.builders import (
     HOST,
@@ -100,10 +107,13 @@ class FakeClock:
 class FakeWaiter:
     waits: list[Timestamp] = field(default_factory=list)
     when_waiting: Callable[[], None] = lambda: None
+    journal: "FakeJournal | None" = None
 
     def wait(self, until: Timestamp) -> None:
         self.waits.append(until)
         self.when_waiting()
+        if self.journal is not None and self.journal.syncing is not None:
+            self.journal.end_sync()
 
 
 @dataclass
@@ -150,7 +160,12 @@ class FakeLauncher:
     ended: list[RunExited | RunCleared | RunPostponed] = field(default_factory=list)
     start: Callable[[RunKey, Timestamp], Outcome] = starts
     became: dict[RunKey, Adopted] = field(default_factory=dict)
+    journal: "FakeJournal | None" = None
+    taken: list[Event] = field(default_factory=list)  # and not noted
+    noted_ones: list[Event] = field(default_factory=list)  # and not kept
     safe: list[Event] = field(default_factory=list)
+    durable: set[int] = field(default_factory=set)  # by their identity
+    seen: int = 0  # of the journal
     wake: Timestamp = NEVER
 
     def checkpoint(self, run: RunKey) -> None:
@@ -158,11 +173,15 @@ class FakeLauncher:
 
     def launch(self, launch: Launch, now: Timestamp) -> Outcome:
         self.diary.append(f"launch {launch.run.job}/{launch.run.attempt}")
-        return self.start(launch.run, now)
+        outcome = self.start(launch.run, now)
+        self.taken.append(outcome)
+        return outcome
 
     def adopt(self, run: Run, now: Timestamp) -> Sequence[Adopted]:
         self.diary.append(f"adopt {run.key.job}/{run.key.attempt}")
-        return [self.became[run.key]] if run.key in self.became else []
+        became = [self.became[run.key]] if run.key in self.became else []
+        self.taken += became
+        return became
 
     def terminate(self, run: RunKey) -> None:
         self.diary.append(f"terminate {run.job}")
@@ -173,10 +192,22 @@ class FakeLauncher:
     def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared | RunPostponed]:
         self.diary.append("take exits")
         ended, self.ended = self.ended, []
+        self.taken += ended
         return ended
 
-    def written(self, events: Sequence[Event]) -> None:
-        self.safe += events
+    def noted(self) -> None:
+        assert self.journal is not None
+        self.noted_ones += self.taken
+        self.taken = []
+
+    def kept(self) -> None:
+        assert self.journal is not None
+        durable = self.journal.records[self.seen : self.journal.durable]
+        self.seen = self.journal.durable
+        self.durable |= {id(event) for event in durable}
+        assert self.durable.issuperset(map(id, self.noted_ones))
+        self.safe += self.noted_ones
+        self.noted_ones = []
 
     def wake_at(self) -> Timestamp:
         return self.wake
@@ -318,6 +349,7 @@ class FakeWorld:
         self.inbox = FakeInbox(self.diary)
         self.claims = FakeClaims(self.diary)
         self.journal = FakeJournal(self.diary)
+        self.launcher.journal = self.waiter.journal = self.journal
         self.teller = FakeTeller(self.diary)
         self.observer = FakeObserver(self.diary)
         self.loop = Loop(
@@ -352,6 +384,11 @@ class FakeWorld:
 
 def commands(count: int) -> list[JobSpec]:
     return [a_spec(number) for number in range(1, count + 1)]
+
+
+def from_launcher(events: Sequence[Event]) -> list[Event]:
+    """Those that it has told of."""
+    return [e for e in events if isinstance(e, RunLaunched | RunExited | RunCleared)]
 
 
 def test_a_launch_is_recorded_before_it_happens():
@@ -702,7 +739,7 @@ def test_the_launcher_learns_what_is_safe():
 
     world.loop.run()
 
-    assert world.launcher.safe == world.journal.records
+    assert world.launcher.safe == from_launcher(world.journal.records)
 
 
 def test_a_look_does_not_wait_for_the_disk():
@@ -739,7 +776,7 @@ def test_what_outlives_no_loss_of_power_is_written_at_once_and_durable_soon():
     world.journal.end_sync()
     world.loop.tick()
     assert world.journal.durable == len(world.journal.records)
-    assert world.launcher.safe == world.journal.records
+    assert world.launcher.safe == from_launcher(world.journal.records)
 
 
 def test_nobody_waits_for_a_slow_disk():
@@ -761,7 +798,7 @@ def test_nobody_waits_for_a_slow_disk():
     world.clock.time += 1
     world.journal.end_sync()
     world.loop.tick()
-    assert world.launcher.safe == given
+    assert world.launcher.safe == from_launcher(given)
     assert world.diary.count("begin sync") == 2  # for what came meanwhile, and is overdue
 
 
@@ -775,8 +812,63 @@ def test_what_is_waited_for_makes_all_durable_that_was_on_its_way():
 
     world.loop.tick()
 
-    assert world.launcher.safe == world.journal.records
+    assert world.launcher.safe == from_launcher(world.journal.records)
     assert world.journal.durable == len(world.journal.records)
+
+
+def test_after_that_the_next_is_given_to_the_disk_again():
+    world = FakeWorld(*commands(2), gpus=2, tells=True)
+    world.loop.tick()
+    world.clock.time += DURABLE_WITHIN_SECONDS
+    world.loop.tick()
+    world.launcher.ended = [exited(1, at=world.clock.time)]
+    world.loop.tick()  # somebody is told: it is waited for
+    assert world.diary.count("begin sync") == 1
+    world.clock.time += 1
+    world.requests.made = [DrainRequested(world.clock.time, "asked")]
+    world.loop.tick()
+    world.clock.time += DURABLE_WITHIN_SECONDS
+
+    world.loop.tick()
+
+    assert world.diary.count("begin sync") == 2
+
+
+def test_what_comes_to_light_while_the_disk_is_at_work_is_kept_by_its_next_turn():
+    world = FakeWorld(*commands(2), gpus=2)
+    world.loop.tick()
+    world.clock.time += DURABLE_WITHIN_SECONDS
+    world.loop.tick()
+    world.launcher.ended = [exited(1, at=world.clock.time)]
+    world.loop.tick()
+    world.clock.time += 1
+    world.journal.end_sync()
+    world.loop.tick()
+    assert not [e for e in world.launcher.safe if isinstance(e, RunExited)]
+
+    world.journal.end_sync()
+    world.loop.tick()
+
+    assert [e for e in world.launcher.safe if isinstance(e, RunExited)]
+
+
+def test_nothing_is_started_while_the_disk_does_not_answer_for_long():
+    world = FakeWorld(*commands(2))
+    world.loop.tick()
+    world.clock.time += DURABLE_WITHIN_SECONDS
+    world.loop.tick()
+    world.clock.time += DISK_PATIENCE_SECONDS
+    for _ in range(3):
+        world.jobs_end()
+        decision = world.loop.tick()
+    assert done(world) == ["launch 1/1"]
+    assert decision.waiting is not None
+    assert "the disk with the journal does not answer" in decision.waiting.why
+
+    world.journal.end_sync()
+    world.loop.tick()
+
+    assert done(world)[-1] == "launch 2/1"
 
 
 def test_nothing_is_started_when_it_turns_out_that_the_disk_keeps_nothing():
@@ -794,13 +886,16 @@ def test_nothing_is_started_when_it_turns_out_that_the_disk_keeps_nothing():
     assert decision.waiting is not None
     assert decision.waiting.why == f"nothing is started: {NO_ROOM}"
     assert not world.launcher.safe
+    decision = world.loop.tick()  # one GPU more is free
+    assert world.loop.wake_at(decision) >= world.clock.time + 1
+    assert world.diary.count("begin sync") == 1
     world.journal.why_not = None
     for _ in range(2):
         world.clock.time = world.loop.wake_at(decision)
         world.look()
         decision = world.loop.tick()
     assert done(world)[-1] == "launch 2/1"
-    assert world.launcher.safe == world.journal.records[: len(world.launcher.safe)]
+    assert world.launcher.safe == from_launcher(world.journal.records[: world.journal.durable])
     assert "RunExited" in recorded(world)
 
 
@@ -813,7 +908,7 @@ def test_what_the_disk_refused_is_given_to_it_again_though_nothing_else_happens(
 
     world.loop.tick()
 
-    assert world.launcher.safe == world.journal.records
+    assert world.launcher.safe == from_launcher(world.journal.records)
     assert world.journal.durable == len(world.journal.records)
 
 
@@ -1014,7 +1109,7 @@ def test_the_launcher_is_told_of_nothing_that_is_not_written():
     assert world.launcher.safe == []
     world.journal.why_not = None
     world.loop.tick()
-    assert world.launcher.safe == world.journal.records
+    assert world.launcher.safe == from_launcher(world.journal.records)
 
 
 def test_the_end_is_reached_though_nothing_can_be_written():

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -29,6 +30,7 @@ from smartsched.core.model import Timestamp
 from smartsched.core.sight import see
 from smartsched.core.state import Closing, State
 from smartsched.edges.attempts import WRAPPER, Attempts
+from smartsched.edges.beside import Bell, Beside
 from smartsched.edges.clock import SteadyClock
 from smartsched.edges.family import Family
 from smartsched.edges.footprints import FootprintFile
@@ -36,6 +38,7 @@ from smartsched.edges.history import HistoryFile
 from smartsched.edges.hooks import Hooks, NoHooks
 from smartsched.edges.inbox import FOLDER as REQUESTS
 from smartsched.edges.inbox import FileInbox
+from smartsched.edges.journal import FileJournal
 from smartsched.edges.logs import JobLog, JsonLog, open_log
 from smartsched.edges.narrator import Narrator, View
 from smartsched.edges.notify import NoNotices, Notices
@@ -211,7 +214,7 @@ def _assemble(
         finish, logs, recruiters = processes.close, None, []
     desk = _desk(stack, session, waiter)
     stack.callback(session.bookmark.close)
-    session.journal.ring(waiter)
+    _sync_beside(stack, session.journal, waiter)
     world = World(
         clock=clock,
         waiter=waiter,
@@ -237,6 +240,14 @@ def _assemble(
         ),
     )
     return _Parts(world, narrator, remarks, view, output, hooks, notices, finish)
+
+
+def _sync_beside(stack: ExitStack, journal: FileJournal, waiter: Waiter) -> None:
+    """The loop does not wait for the disk, and is woken when it has done what it was given."""
+    bell = Bell(waiter)
+    stack.callback(bell.close)
+    journal.sync_by(partial(Beside, bell=bell))
+    stack.callback(journal.rest)
 
 
 def _cluster(
@@ -427,7 +438,7 @@ def _memory(stack: ExitStack, session: Session, warn: Warn) -> list[FootprintFil
     args, state = session.args, session.state
     if args.simulate is not None or args.replay is not None:
         return []
-    file = FootprintFile(state_folder(args), this_host(), open_own_file, warn)
+    file = FootprintFile(state_folder(args), this_host(), open_own_file, warn, Beside)
     known = file.load()
     state.footprints = known | {
         shape: footprint

@@ -28,6 +28,7 @@ from smartsched.core.shapes import LONGEST, shape_of
 from smartsched.core.state import State
 from smartsched.core.words import count, printable, shortened
 from smartsched.errors import StateError, UsageError
+from smartsched.ports import Begin, Work
 
 _FOLDER = "shapes"
 _VERSION = 1  # of what the file says
@@ -75,15 +76,20 @@ class FootprintFile:
         host: HostName,
         open_own_file: Callable[[int, str, int], int],
         warn: Callable[[str], None],
+        begin: Begin | None = None,
     ) -> None:
-        """`open_own_file` opens what has that name in an open folder, with these flags, and raises
+        """`begin`: begins what nobody waits for; None: nothing is going to be recorded.
+        `open_own_file` opens what has that name in an open folder, with these flags, and raises
         OSError for all but plain files of the user's own."""
         self._state = state
         self._name = re.sub(r"[^\w.-]", "_", host, flags=re.ASCII)
         self._open_own_file = open_own_file
         self._warn = warn
+        self._begin = begin
         self._noted: deque[RunMeasured] = deque(maxlen=_MOST_NOTED)
+        self._saving: tuple[Work, list[RunMeasured]] | None = None
         self._write_at: Timestamp = float("-inf")
+        self._began_at: Timestamp = float("-inf")
         self._has_complained = False
 
     @property
@@ -114,17 +120,39 @@ class FootprintFile:
             self._noted.append(event)
 
     def decided(self, decision: Decision, state: State, now: Timestamp) -> None:
-        if now >= self.wake_at():
-            is_done = self._save(patience_seconds=0.0)
+        """The disk may take seconds, for which nobody waits."""
+        if self.is_saving():
+            self._write_at = max(self._write_at, now + _TRIED_AGAIN_AFTER_SECONDS)
+            return
+        if self._saving is not None:
+            is_done = self._hear_of_saving()
             pause = _WRITTEN_EVERY_SECONDS if is_done else _TRIED_AGAIN_AFTER_SECONDS
-            self._write_at = now + pause
+            self._write_at = self._began_at + pause
+        if now >= self.wake_at():
+            assert self._begin is not None
+            runs, self._noted = list(self._noted), deque(maxlen=_MOST_NOTED)
+            self._saving = self._begin(lambda: self._save(runs, patience_seconds=0.0)), runs
+            self._began_at = now
+            self._write_at = now + _TRIED_AGAIN_AFTER_SECONDS
+
+    def is_saving(self) -> bool:
+        return self._saving is not None and self._saving[0].is_at_work
 
     def wake_at(self) -> Timestamp:
-        return self._write_at if self._noted else float("inf")
+        """While something is being written, to see what has become of that."""
+        return self._write_at if self._noted or self._saving is not None else float("inf")
 
     def close(self) -> None:
-        if self._noted and not self._save(_PATIENCE_SECONDS):
+        if self._saving is not None:
+            self._hear_of_saving()
+        if not self._noted:
+            return
+        try:
+            self._save(self._noted, _PATIENCE_SECONDS)
+        except BlockingIOError:
             self._complain(_LOCKED)
+        except (OSError, StateError) as error:
+            self._complain(_why(error))
 
     def forget(self, shapes: Iterable[str]) -> None:
         """These shapes, or those of these commands.
@@ -164,19 +192,25 @@ class FootprintFile:
         except (OSError, StateError) as error:
             raise StateError(f"cannot forget anything: {self.path} {_why(error)}") from error
 
-    def _save(self, patience_seconds: float) -> bool:
-        """Whether that is all for now: it is not while somebody else holds the lock."""
-        try:
-            with self._locked(patience_seconds) as folder:
-                known, _ = self._read(folder)
-                _learn(known, self._noted)
-                self._replace(folder, known)
-        except BlockingIOError:
+    def _save(self, runs: Collection[RunMeasured], patience_seconds: float) -> None:
+        """Raises BlockingIOError while somebody else holds the lock, OSError, StateError."""
+        with self._locked(patience_seconds) as folder:
+            known, _ = self._read(folder)
+            _learn(known, runs)
+            self._replace(folder, known)
+
+    def _hear_of_saving(self) -> bool:
+        """Waits for it. Whether that is all for now: it is not while somebody else holds the
+        lock."""
+        assert self._saving is not None
+        (saving, runs), self._saving = self._saving, None
+        saving.wait()
+        if saving.error is None:
+            return True
+        self._noted = deque([*runs, *self._noted], maxlen=_MOST_NOTED)
+        if isinstance(saving.error, BlockingIOError):
             return False
-        except (OSError, StateError) as error:
-            self._complain(_why(error))
-        else:
-            self._noted.clear()
+        self._complain(_why(saving.error))
         return True
 
     def _complain(self, why: str) -> None:

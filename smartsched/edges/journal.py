@@ -3,7 +3,6 @@ line says."""
 
 import errno
 import os
-import signal
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from smartsched.core.bookmark import NOWHERE, Mark
 from smartsched.core.events import Event
 from smartsched.core.records import decode_line, encode, name_in
 from smartsched.errors import JournalDamagedError, StateError
-from smartsched.ports import FdWatcher
+from smartsched.ports import Begin, Work
 
 _READ_BYTES = 1 << 20
 
@@ -30,9 +29,9 @@ class FileJournal:
         self._has_scraps = False  # behind the last record, of a write that failed
         self._at_risk = bytearray()  # the records that may not be durable
         self._is_in_doubt = False  # whether the system still has those to make them durable
-        self._sync_beside: _SyncBeside | None = None  # that was begun, and not heard of
-        self._fds: FdWatcher | None = None
-        self._bell: int | None = None  # rung at the end of it
+        self._begin: Begin | None = None
+        self._syncing: Work | None = None  # that was begun, and not heard of
+        self._given_bytes = 0  # of what is at risk, to that
         self.is_failing = False  # the last write came to nothing
         self.cut_off_bytes = 0  # at the end: a record that was being written when we died
 
@@ -111,47 +110,43 @@ class FileJournal:
         self.is_failing = False
         return None
 
-    def ring(self, fds: FdWatcher) -> None:
-        """Whoever waits on these is woken when what was begun has ended."""
-        self._fds, self._bell = fds, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        fds.watch(self._bell, self._hush)
+    def sync_by(self, begin: Begin) -> None:
+        """How to begin what nobody waits for."""
+        self._begin = begin
 
     def begin_sync(self) -> None:
-        """In a thread, for which nothing waits but what is to be durable at once."""
-        at_risk = self._at_risk
-        again = bytes(at_risk) if self._is_in_doubt else b""
+        assert self._begin is not None
+        at, again = self._size - len(self._at_risk), b""
+        if self._is_in_doubt:
+            again = bytes(self._at_risk)
         self._is_in_doubt = True
-        self._sync_beside = _SyncBeside(
-            self._fd, again, self._size - len(at_risk), len(at_risk), self._bell
-        )
+        self._given_bytes = len(self._at_risk)
+        self._syncing = self._begin(lambda: _keep(self._fd, again, at))
 
     def synced(self) -> bool | None:
-        if self._sync_beside is None or self._sync_beside.well is None:
+        if self._syncing is None or self._syncing.is_at_work:
             return None
         return self._hear_of_sync()
 
-    def close(self) -> None:
-        if self._sync_beside is not None:
+    def rest(self) -> None:
+        """Waits for what was begun."""
+        if self._syncing is not None:
             self._hear_of_sync()
-        if self._fds is not None and self._bell is not None:
-            self._fds.forget(self._bell)
-            os.close(self._bell)
+
+    def close(self) -> None:
+        self.rest()
         os.close(self._fd)
 
     def _hear_of_sync(self) -> bool:
         """Waits for it."""
-        sync, self._sync_beside = self._sync_beside, None
+        sync, self._syncing = self._syncing, None
         assert sync is not None
-        well = sync.wait()
-        if well:
-            del self._at_risk[: sync.size_bytes]
-            self._is_in_doubt = False
-        return well
-
-    def _hush(self) -> None:
-        assert self._bell is not None
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._bell)
+        sync.wait()
+        if sync.error is not None:
+            return False
+        del self._at_risk[: self._given_bytes]
+        self._is_in_doubt = False
+        return True
 
     def _append(self, data: bytes) -> None:
         _put(self._fd, data, self._size)
@@ -159,7 +154,7 @@ class FileJournal:
     def _sync(self) -> None:
         """Whoever waits is told if it failed; two at once would not both be. What failed once the
         system takes for written (fsync(2)): it has to be given it again."""
-        if self._sync_beside is not None:
+        if self._syncing is not None:
             self._hear_of_sync()
         if self._is_in_doubt:
             _put(self._fd, self._at_risk, self._size - len(self._at_risk))
@@ -187,47 +182,12 @@ class FileJournal:
             ) from error
 
 
-class _SyncBeside:
-    """Makes a file durable in a thread of its own, or at once where none can be had."""
-
-    def __init__(self, fd: int, again: bytes, at: int, size_bytes: int, bell: int | None) -> None:
-        """`again`: what is to be written once more before, and where. `size_bytes`: of the records
-        that are durable after it. `bell`: an eventfd to ring at the end."""
-        import threading  # not before the first job has begun
-
-        self.size_bytes = size_bytes
-        self._again, self._at = again, at
-        self.well: bool | None = None  # None: it has not ended
-        self._fd = fd
-        self._bell = bell
-        self._thread: threading.Thread | None = threading.Thread(
-            target=self._run, name="journal", daemon=True
-        )
-        # a thread inherits what its maker lets no signal through
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self._thread.start()
-        except RuntimeError:  # there may be no more, by the limits of the user
-            self._thread = None
-            self._run()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    def wait(self) -> bool:
-        if self._thread is not None:
-            self._thread.join()
-        return bool(self.well)
-
-    def _run(self) -> None:
-        try:
-            _put(self._fd, self._again, self._at)
-            os.fdatasync(self._fd)
-        except OSError:
-            self.well = False
-        else:
-            self.well = True
-        if self._bell is not None:
-            os.eventfd_write(self._bell, 1)
+def _keep(fd: int, again: bytes, at: int) -> None:
+    """Make a journal durable, and before that write once more what may have been dropped."""
+    if os.fstat(fd).st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, "it was removed")
+    _put(fd, again, at)
+    os.fdatasync(fd)
 
 
 def _put(fd: int, data: bytes | bytearray, at: int) -> None:

@@ -40,7 +40,8 @@ class Host(Struct):
     obeyed: int = 0
     reported_at: float | None = None  # when its last report was sent, by its own clock
     heard: int = 0  # events of the agent
-    acknowledged: int = 0  # of these, so many are on record
+    noted: int = 0  # of these, so many are in the journal
+    acknowledged: int = 0  # and so many for good
     events: deque[tuple[int, AgentEvent]] = field(default_factory=deque)  # not taken yet
     living: frozenset[RunKey] = frozenset()
     strays_are_known: bool = True  # to be told to end: all that its last report had

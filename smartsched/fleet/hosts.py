@@ -232,7 +232,7 @@ class Hosts:
             self._refuse(host, self._words_on_version(host, hello), now)
             return
         if host.hello is None or host.hello.agent != hello.agent:
-            host.heard, host.acknowledged = 0, 0
+            host.heard = host.noted = host.acknowledged = 0
             host.events.clear()
         host.hello, host.here, host.was_sent_off = hello, True, False
         host.is_gone = host.leaves = host.was_told = False

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from smartsched.core.actions import Checkpoint, Kill, Launch, Terminate
 from smartsched.core.events import (
-    Event,
     RunAdopted,
     RunCleared,
     RunExited,
@@ -105,12 +104,14 @@ class FleetLauncher:
             self._stop_strays(host)
         keep_logs(self._hosts, self._sink)
 
-    def written(self, events: Sequence[Event]) -> None:
-        """All that was taken is on record."""
+    def noted(self) -> None:
         for host in self._hosts.by_name.values():
-            taken = host.events[0][0] - 1 if host.events else host.heard
-            if taken > host.acknowledged:
-                host.acknowledged = taken
+            host.noted = host.events[0][0] - 1 if host.events else host.heard
+
+    def kept(self) -> None:
+        for host in self._hosts.by_name.values():
+            if host.noted > host.acknowledged:
+                host.acknowledged = host.noted
                 self._hosts.send(host)
 
     def wake_at(self) -> Timestamp:

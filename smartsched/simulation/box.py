@@ -74,7 +74,6 @@ from smartsched.simulation.colleagues import GIB, Visit, pretend_uuid, process_o
 HOST = HostName("box")
 _SIGTERM, _SIGKILL = 15, 9
 _LOOK_TAKES_SECONDS = 0.001
-_SYNC_SECONDS = 0.02
 _FOREVER = float("inf")
 NO_GPU = -1  # in place of an index
 
@@ -161,6 +160,7 @@ class PretendBox(Struct):
     # What is on disk: the journal, and of attempts what the journal does not know yet.
     journal: list[bytes] = field(default_factory=list)
     durable_records: int = 0  # of the journal; the others a loss of power may take
+    sync_seconds: float = 0.02  # what the disk takes when nobody waits for it
     syncing: int | None = None  # so many are being made durable
     synced_at: Timestamp = _FOREVER  # that will be done
     was_rebooted: bool = False  # since the last dispatcher
@@ -174,6 +174,7 @@ class PretendBox(Struct):
     die_at: int | None = None
     dies_when: Callable[[], bool] | None = None
     moments: int = 0
+    moments_in_sync: list[int] = field(default_factory=list)  # while nobody waits for the disk
     dispatchers: int = 0
     bookmark_every: int | None = None  # so many records; None: there is none
     bookmarked: int = 0  # records
@@ -293,8 +294,10 @@ class PretendBox(Struct):
     def driver_hangs_at(self, at: Timestamp) -> bool:
         return any(begin <= at < end for begin, end in self.driver_hangs)
 
-    def has_no_room(self) -> bool:
-        return any(begin <= self.clock.time < end for begin, end in self.disk_is_full)
+    def has_no_room(self, at: Timestamp | None = None) -> bool:
+        """`at`: None: now."""
+        at = self.clock.time if at is None else at
+        return any(begin <= at < end for begin, end in self.disk_is_full)
 
     def forget_sync(self) -> None:
         self.syncing, self.synced_at = None, _FOREVER
@@ -302,6 +305,8 @@ class PretendBox(Struct):
     def moment(self) -> None:
         """One at which a dispatcher may die."""
         self.moments += 1
+        if self.syncing is not None:
+            self.moments_in_sync.append(self.moments)
         if self.moments == self.die_at or (self.dies_when is not None and self.dies_when()):
             raise DispatcherDied
 
@@ -523,6 +528,8 @@ class _Launcher(Struct):
     leaders: set[RunKey] = field(default_factory=set)  # whom it looks after
     may_be_killed: set[RunKey] = field(default_factory=set)
     gone: list[RunExited | RunCleared] = field(default_factory=list)  # while nobody watched
+    taken: list[RunExited | RunCleared] = field(default_factory=list)  # and may not be noted
+    noted_ends: list[RunExited | RunCleared] = field(default_factory=list)  # and may not be kept
 
     def launch(self, launch: Launch, now: Timestamp) -> RunLaunched | RunPostponed | RunExited:
         box, key = self.box, launch.run
@@ -639,7 +646,16 @@ class _Launcher(Struct):
             if run.exit_told and not lives_on:
                 self._bury(key, run)
         self.leaders -= {event.run for event in told if is_end_of_all(event)}
+        self.taken += told
         return told
+
+    def noted(self) -> None:
+        self.noted_ends += self.taken
+        self.taken = []
+
+    def kept(self) -> None:
+        kept, self.noted_ends = self.noted_ends, []
+        self.written(kept)
 
     def written(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -744,13 +760,15 @@ class _Journal(Struct):
         box = self.box
         assert box.syncing is None
         box.moment()
-        box.syncing, box.synced_at = len(box.journal), box.clock.time + _SYNC_SECONDS
+        box.syncing, box.synced_at = len(box.journal), box.clock.time + box.sync_seconds
+        box.moment()
 
     def synced(self) -> bool | None:
         box = self.box
         if box.syncing is None or box.synced_at > box.clock.time:
             return None
-        well = not box.has_no_room()
+        box.moment()
+        well = not box.has_no_room(box.synced_at)
         if well:
             box.durable_records = box.syncing
         box.forget_sync()

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -208,29 +209,105 @@ def test_a_run_for_which_there_is_no_room_is_one_line_and_leaves_nothing(
     assert not list(small_disk.glob("runs/*"))
 
 
+class HangingDisk:
+    """One that does not answer from `hang` to `answer`."""
+
+    def __init__(self, folder: Path) -> None:
+        library, self._hangs = folder / "hanging-disk.so", folder / "hangs"
+        compile_library(Path(__file__).with_name("hanging_disk.c"), library)
+        self.env = {"LD_PRELOAD": str(library), "DISK_HANGS": str(self._hangs)}
+
+    def hang(self) -> None:
+        self._hangs.touch()
+
+    def answer(self) -> None:
+        self._hangs.unlink()
+
+    def has_noted(self, what: str) -> bool:
+        log = Path(f"{self._hangs}.log")
+        return log.exists() and what in log.read_text().splitlines()
+
+
+@pytest.fixture
+def hanging_disk(tmp_path: Path) -> HangingDisk:
+    return HangingDisk(tmp_path)
+
+
 def test_ends_are_acted_on_and_jobs_started_while_the_disk_does_not_answer(
-    box: Box, tmp_path: Path
+    box: Box, hanging_disk: HangingDisk
 ):
     """As one that others fill with their checkpoints does, for seconds at a time."""
-    library, hangs = tmp_path / "hanging-disk.so", tmp_path / "hangs"
-    compile_library(Path(__file__).with_name("hanging_disk.c"), library)
-    env = {"LD_PRELOAD": str(library), "DISK_HANGS": str(hangs)}
     commands = [gated(name) for name in "abc"]
-    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of(commands)), env=env)
+    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of(commands)), env=hanging_disk.env)
     session.says("job 1 started")
-    hangs.touch()
+    hanging_disk.hang()
     let_go(box, "a")
-    wait_until(Path(f"{hangs}-and-somebody-waits").exists, "it waits for the disk", session.dump)
+    waits = partial(hanging_disk.has_noted, "fdatasync waits")
+    wait_until(waits, "it waits for the disk", session.dump)
 
     let_go(box, "b")
     session.says("job 3 started")
 
-    hangs.unlink()
+    hanging_disk.answer()
     let_go(box, "c")
     done = session.end()
     assert done.status == 0
     assert "3 jobs ok" in done.err
     assert "nothing is left" in box.run("--resume").err
+
+
+def test_nor_is_it_waited_for_with_what_a_job_has_taught(box: Box, hanging_disk: HangingDisk):
+    training = box.training("a", "--seconds", "2", "--mem", str(4 * GIB))
+    commands = [f"{training}; {gated('a')}", gated("b"), gated("c")]
+    session = box.start(*MOMENT, "--gpus", "0", str(box.list_of(commands)), env=hanging_disk.env)
+    session.says("job 1 started")
+    wait_until(lambda: box.trained("end"), "it has trained", session.dump)
+    hanging_disk.hang()
+    let_go(box, "a")
+    waits = partial(hanging_disk.has_noted, "fsync waits")
+    wait_until(waits, "it waits for the disk", session.dump)
+
+    let_go(box, "b")
+    session.says("job 3 started")
+
+    hanging_disk.answer()
+    let_go(box, "c")
+    assert session.end().status == 0
+    assert "1 shape, kept in" in box.run("shapes").out
+
+
+def test_what_is_not_on_record_is_not_forgotten_because_the_disk_has_kept_something_else(
+    box: Box, hanging_disk: HangingDisk
+):
+    """The end of b could not be written, and there is its own record alone to tell of it."""
+    padding = f" # {'x' * 2000}"
+    commands = [gated(name) + padding for name in "abcd"]
+    env = hanging_disk.env | {"PYTHONDONTWRITEBYTECODE": "1"}
+    session = box.start(*MOMENT, "--gpus", "0,1", str(box.list_of(commands)), env=env)
+    session.says("job 2 started")
+    keeps = partial(hanging_disk.has_noted, "fdatasync done")
+    wait_until(keeps, "the disk has all so far", session.dump)
+    hanging_disk.hang()
+    let_go(box, "a")
+    session.says("job 3 started")
+    on_record(box, 3, session)
+    waits = partial(hanging_disk.has_noted, "fdatasync waits")
+    wait_until(waits, "it waits for the disk", session.dump)
+    TestNoRoom.limit(box, session)
+    let_go(box, "b")
+    session.says("nothing is started: cannot write")
+    records = box.run_folder() / "jobs"
+    assert (records / "0002.1").exists()
+
+    hanging_disk.answer()
+    wait_until(lambda: not (records / "0001.1").exists(), "a is kept for good", session.dump)
+    session.crash()
+
+    assert (records / "0002.1").exists()
+    let_go(box)
+    done = box.run("--resume")
+    assert done.status == 0
+    assert Counter(box.lines("done")) == dict.fromkeys("abcd", 1)
 
 
 def test_jobs_that_end_while_the_dispatcher_is_stopped_are_not_lost(box: Box):

@@ -24,6 +24,7 @@ from smartsched.core.footprint import NO_RUNS, Footprint
 from smartsched.core.model import HostName
 from smartsched.core.shapes import LONGEST
 from smartsched.core.state import State
+from smartsched.edges.beside import Beside
 from smartsched.edges.footprints import FootprintFile
 from smartsched.edges.runs import open_own_file
 from smartsched.errors import StateError, UsageError
@@ -59,13 +60,20 @@ class Dispatcher:
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.file = FootprintFile(self.state, self.host, open_own_file, self.warnings.append)
+        self.file = FootprintFile(
+            self.state, self.host, open_own_file, self.warnings.append, Beside
+        )
 
     def learns(self, *runs: RunMeasured) -> None:
         for run in runs:
             self.file.recorded(run, State(a_policy()), T0)
 
-    def ticks(self, seconds: float = 0.0) -> None:
+    def ticks(self, seconds: float = 0.0, *, wait: bool = True) -> None:
+        """The loop's, and the one in which it is known what has become of it."""
+        self.file.decided(Decision(), State(a_policy()), T0 + seconds)
+        if not wait:
+            return
+        wait_until(lambda: not self.file.is_saving())
         self.file.decided(Decision(), State(a_policy()), T0 + seconds)
 
     def keeps(self, *runs: RunMeasured) -> None:
@@ -290,6 +298,28 @@ def test_while_somebody_else_writes_it_is_tried_again_a_moment_later(
 
     assert known(state) == {"other": footprint(), TRAIN: footprint()}
     assert dispatcher.warnings == []
+
+
+def test_nobody_waits_for_a_slow_disk_but_at_the_end(
+    state: Path, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+):
+    let, sync = threading.Semaphore(0), os.fsync
+
+    def slow(fd: int) -> None:
+        assert let.acquire(timeout=60)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    dispatcher.learns(measured())
+    dispatcher.ticks(wait=False)
+    dispatcher.learns(measured("later"))
+    dispatcher.ticks(40, wait=False)
+
+    assert known(state) == {}
+    assert T0 + 40 < dispatcher.file.wake_at() <= T0 + 42
+    let.release(2)
+    dispatcher.file.close()
+    assert known(state) == {TRAIN: footprint(), "later": footprint()}
 
 
 def test_at_the_end_somebody_else_is_waited_for(state: Path, dispatcher: Dispatcher):

@@ -6,7 +6,7 @@ import resource
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +15,9 @@ import pytest
 from smartsched.core.events import Event, JobAccepted, RunBegan, RunClosed
 from smartsched.core.model import HostName, JobId, JobSpec
 from smartsched.core.records import encode, name_of
-from smartsched.edges.clock import SteadyClock
+from smartsched.edges.beside import Beside
 from smartsched.edges.journal import FileJournal
 from smartsched.edges.runs import JOURNAL, Runs
-from smartsched.edges.waiter import Waiter
 from smartsched.errors import JournalDamagedError
 from tests.builders import HOST, T0, accepted, exited, launched, placed
 from tests.waiting import wait_until
@@ -33,7 +32,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened(path: Path) -> FileJournal:
-    return FileJournal(lambda flags: os.open(path, flags, 0o600), str(path))
+    journal = FileJournal(lambda flags: os.open(path, flags, 0o600), str(path))
+    journal.sync_by(Beside)
+    return journal
 
 
 def read(path: Path) -> list[Event]:
@@ -171,11 +172,16 @@ class SlowDisk:
 
 
 def when_synced(journal: FileJournal) -> bool:
-    wait_until(lambda: journal._sync_beside is not None and journal._sync_beside.well is not None)
-    said = journal.synced()
+    said: list[bool] = []
+
+    def is_told() -> bool:
+        if (well := journal.synced()) is not None:
+            said.append(well)
+        return bool(said)
+
+    wait_until(is_told)
     assert journal.synced() is None  # it is told once
-    assert said is not None
-    return said
+    return said[0]
 
 
 def test_records_are_written_while_a_slow_disk_is_at_work(
@@ -194,26 +200,6 @@ def test_records_are_written_while_a_slow_disk_is_at_work(
     assert disk.done == 1
     journal.close()
     assert read(path) == HISTORY
-
-
-def test_its_end_wakes_whoever_waits(path: Path, monkeypatch: pytest.MonkeyPatch):
-    journal, disk = opened(path), SlowDisk(monkeypatch)
-    clock = SteadyClock()
-    with closing(Waiter(clock)) as waiter:
-        journal.ring(waiter)
-        journal.write(HISTORY, durable=False)
-        journal.begin_sync()
-        disk.let.release()
-
-        began = clock.now()
-        waiter.wait(began + 60)
-
-        assert clock.now() < began + 30
-        assert when_synced(journal)
-        began = clock.now()
-        waiter.wait(began + 0.05)  # it has rung once
-        assert clock.now() >= began + 0.05
-        journal.close()
 
 
 def test_what_is_to_be_durable_at_once_waits_for_what_was_begun(
@@ -260,22 +246,39 @@ def test_what_could_not_be_made_durable_meanwhile_is_given_to_the_disk_again(
     assert read(path) == HISTORY
 
 
-def test_where_no_thread_can_be_had_the_disk_is_waited_for(
+def test_what_the_disk_has_kept_is_not_written_again_and_what_came_since_is(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     journal, disk = opened(path), SlowDisk(monkeypatch)
-    disk.let.release()
-    journal.write(HISTORY, durable=False)
-
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    disk.let.release(2)
+    journal.write(HISTORY[:2])
+    journal.write(HISTORY[2:4], durable=False)
     journal.begin_sync()
+    journal.write(HISTORY[4:], durable=False)
+    assert when_synced(journal)
+    disk.fails = True
+    disk.let.release()
+    assert journal.write([]) is not None
+    kept = len(b"".join(encode(event, n) for n, event in enumerate(HISTORY[:4], start=1)))
+    with path.open("r+b") as file:  # the system has dropped it
+        file.seek(kept)
+        file.write(bytes(path.stat().st_size - kept))
+    disk.fails = False
+    disk.let.release()
+    written: list[int] = []
+    pwrite = os.pwrite
 
-    assert disk.done == 1
-    assert journal.synced() is True
+    def noting(fd: int, data: bytes, at: int) -> int:
+        written.append(at)
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", noting)
+
+    assert journal.write([]) is None
+
+    assert written == [kept]
     journal.close()
+    assert read(path) == HISTORY
 
 
 def test_nothing_is_closed_under_a_disk_at_work(path: Path, monkeypatch: pytest.MonkeyPatch):

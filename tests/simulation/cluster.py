@@ -477,6 +477,7 @@ class Cluster:
             for connection in self._connections:
                 self.close_above(connection)
             self.transport = None
+            self.desk.forget_sync()
 
     def _world(self, state: State, policy: Policy) -> World:
         self.grace_seconds = policy.grace_seconds

@@ -37,6 +37,7 @@ from tests.builders import INSTANT, a_policy
 from tests.simulation.witness import Witness
 
 HOUR = 3600.0
+SYNC_SECONDS = [0.0, 0.02, 0.3, 5.0, 15.0]
 # So often somebody says --resume until nothing is left; each time a job at least is settled.
 MOST_DISPATCHERS = 60
 EXAMPLES, MANY_EXAMPLES = 200, 20_000
@@ -83,6 +84,7 @@ class History(Struct, frozen=True):
     requests: Sequence[tuple[float, type[DrainRequested | StopRequested]]] = ()
     broken_gpu: bool = False
     bookmark_every: int | None = None
+    sync_seconds: float = 0.02  # of a disk for which nobody waits
     asked: Sequence[tuple[float, Request]] = ()
 
 
@@ -99,6 +101,7 @@ def box_of(history: History) -> PretendBox:
     first = next(iter(commands))
     box.asked = [(now + at, _of(first, request)) for at, request in history.asked]
     box.bookmark_every = history.bookmark_every
+    box.sync_seconds = history.sync_seconds
     if history.broken_gpu:
         box.broken[0] = PretendJob(0.5, ending=Exited(1))
     return box
@@ -256,7 +259,7 @@ policies = st.builds(
     timeout_seconds=st.sampled_from([None, None, 5.0, 60.0]),
     halt=st.sampled_from([None, None, Halt(False, 2, None), Halt(True, 1, None)]),
     guard=st.booleans(),
-    tells=st.just(True),
+    tells=st.booleans(),
     claims=st.booleans(),
     jobs_per_gpu=st.sampled_from([1, 1, 2, "auto"]),
     on_contention=st.sampled_from(["drain", "requeue", "ignore"]),
@@ -313,6 +316,7 @@ histories = st.builds(
         st.tuples(seconds, st.sampled_from([DrainRequested, StopRequested])), max_size=3
     ),
     broken_gpu=st.sampled_from([False, False, True]),
+    sync_seconds=st.sampled_from(SYNC_SECONDS),
     asked=st.lists(asked, max_size=3).map(as_asked),
 )
 deaths = st.lists(
@@ -395,6 +399,20 @@ def test_another_dispatcher_can_take_over_at_each_moment(death: Death):
 
     for moment in range(1, moments + 1):
         lived(MIXED, [replace(death, moment=moment)])
+
+
+@pytest.mark.parametrize("sync_seconds", [0.02, 1.5, 15.0])
+@pytest.mark.parametrize(
+    "death", [Death(0, reboots=True, loses=1000), Death(0)], ids=["a loss of power", "none"]
+)
+def test_it_may_die_while_the_disk_is_at_work(sync_seconds: float, death: Death):
+    policy = replace(MIXED.policy, tells=False)
+    history = replace(MIXED, policy=policy, sync_seconds=sync_seconds)
+    box = lived(history, [])
+    assert box.moments_in_sync
+
+    for moment in box.moments_in_sync:
+        lived(history, [replace(death, moment=moment)])
 
 
 def test_another_dispatcher_can_take_over_by_a_bookmark_at_each_moment():

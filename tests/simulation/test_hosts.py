@@ -71,6 +71,7 @@ class History(Struct, frozen=True):
     arrivals: Sequence[float] = ()
     visits: Sequence[tuple[int, int, float, float, float]] = ()  # host, GPU, begin, length, GiB
     requests: Sequence[tuple[float, type[DrainRequested | StopRequested]]] = ()
+    sync_seconds: float = 0.02  # of the dispatcher's disk, when nobody waits for it
     seed: int = 0
 
 
@@ -145,6 +146,7 @@ def cluster_of(history: History) -> Cluster:
     )
     asked = [(T0 + at, kind) for at, kind in history.requests]
     cluster.desk.requests = sorted(asked, key=lambda request: request[0])
+    cluster.desk.sync_seconds = history.sync_seconds
     boxes = [host.box for host in cluster.hosts.values()]
     for host, gpu, begins, lasts, gib in history.visits:
         box = boxes[host % len(boxes)]
@@ -295,6 +297,7 @@ histories = st.builds(
     requests=st.lists(
         st.tuples(seconds, st.sampled_from([DrainRequested, StopRequested])), max_size=1
     ),
+    sync_seconds=st.sampled_from([0.0, 0.02, 0.3, 5.0, 15.0]),
     seed=st.integers(0, 1000),
 )
 deaths = st.lists(
@@ -413,6 +416,24 @@ def test_another_dispatcher_can_take_over_later(death: Death):
 
     for moment in range(1, moments + 1, 6):
         lived(TROUBLED, [replace(death, moment=moment)])
+
+
+@pytest.mark.parametrize("sync_seconds", [0.02, 3.0])
+@pytest.mark.parametrize("gap", [0.0, 2.0])
+def test_it_may_lose_its_power_while_the_disk_is_at_work(gap: float, sync_seconds: float):
+    """What an agent has told of in the meantime, it tells again."""
+    ends = [PretendJob(2.0), PretendJob(2.06), PretendJob(3.5), PretendJob(30.0)]
+    history = History(
+        hosts=[HostPlan(4, delay_seconds=0.0005)],
+        commands=[Command(job) for job in ends],
+        policy=replace(SEVERAL, claims=False),
+        sync_seconds=sync_seconds,
+    )
+    moments = lived(history).cluster.desk.moments_in_sync
+    assert moments
+
+    for moment in moments:
+        lived(history, [Death(moment, gap_seconds=gap, loses_power=True)])
 
 
 @pytest.mark.parametrize("lasts", [9.0, 40.0])

@@ -195,7 +195,8 @@ class Launcher:
     def take(self, now: Timestamp) -> Sequence[RunExited | RunCleared | RunPostponed]:
         return [self._exited(attempt, now) for attempt in self.fleet.take()]
 
-    def written(self, events: Sequence[Event]) -> None: ...
+    def noted(self) -> None: ...
+    def kept(self) -> None: ...
 
     def wake_at(self) -> Timestamp:
         return self.fleet.world.time if self.fleet.ended else FOREVER
