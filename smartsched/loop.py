@@ -100,6 +100,9 @@ OVERSLEPT_SECONDS = 1.0
 DURABLE_WITHIN_SECONDS = 0.05
 # When it takes longer than that, nothing is started until it is done.
 DISK_PATIENCE_SECONDS = 10.0
+_NO_ANSWER = "the disk with the run's journal does not answer"
+# What it refused is given to it again after that.
+TO_THE_DISK_AGAIN_SECONDS = 1.0
 
 
 class Loop:
@@ -117,7 +120,7 @@ class Loop:
         self._behind = False  # the journal could not be written
         self._is_at_risk = False  # something is in the journal, and was not given to the disk
         self._durable_by: Timestamp = float("inf")
-        self._waits_for_disk = False  # and begins nothing meanwhile
+        self._refused = ""  # why what was given could not be made durable
         self._syncing_since: Timestamp = float("inf")  # what was given is being made durable
 
     def resume(self, resumed: RunResumed, replaced: ListReplaced | None, *, adopt: bool) -> None:
@@ -204,7 +207,7 @@ class Loop:
         if claims:
             self._look(decision.actions, now)
         if self._unwritten and not self._behind:
-            self._note_launches()
+            self._note_launches(now)
         self._give_to_the_disk(now)
         self._answer(decision, now)
         self.world.observer.decided(decision, self.state, now)
@@ -298,9 +301,7 @@ class Loop:
         reaches_others = self.state.policy.spans_hosts and any(
             not isinstance(action, Refresh) for action in decision.actions
         )
-        return bool(
-            decision.over or self._untold or self._answers or self._behind or reaches_others
-        )
+        return bool(decision.over or self._untold or self._answers or reaches_others)
 
     def _write(
         self, events: Sequence[Event], now: Timestamp = float("inf"), *, durable: bool = True
@@ -312,6 +313,10 @@ class Loop:
         why = None
         if everything or is_due:
             why = self.world.journal.write(everything, durable=durable)
+            if durable:
+                self._syncing_since = float("inf")
+                if why is not None:
+                    self._durable_by = self.world.clock.now() + TO_THE_DISK_AGAIN_SECONDS
         self._behind = why is not None
         if why is not None:
             return why
@@ -320,7 +325,8 @@ class Loop:
             self.world.launcher.noted()
             self.world.launcher.kept()
             self._is_at_risk = False
-            self._durable_by = self._syncing_since = float("inf")
+            self._durable_by = float("inf")
+            self._refused = self.state.held = ""
         elif everything:
             self._is_at_risk = True
             self._durable_by = min(self._durable_by, now + DURABLE_WITHIN_SECONDS)
@@ -328,9 +334,10 @@ class Loop:
 
     def _give_to_the_disk(self, now: Timestamp) -> None:
         """What is due, and not waited for."""
-        if self._is_syncing() or self._behind or self._unwritten or now < self._durable_by:
+        if self._is_syncing() or now < self._durable_by:
             return
-        self.world.launcher.noted()
+        if not self._unwritten:
+            self.world.launcher.noted()
         self.world.journal.begin_sync()
         self._is_at_risk, self._durable_by, self._syncing_since = False, float("inf"), now
 
@@ -338,28 +345,25 @@ class Loop:
         return self._syncing_since < float("inf")
 
     def _hear_of_the_disk(self, now: Timestamp) -> None:
-        """Of what was given to it. What it has not kept is written again before anything else.
-        While it does not answer at all, nothing new is begun that nobody may know of later."""
-        well = self.world.journal.synced()
-        if well is not None:
-            self._syncing_since = float("inf")
-            if well:
-                self.world.launcher.kept()
-                if self._waits_for_disk:
-                    self.state.postponed.pop(EVERYWHERE, None)
+        """Of what was given to it. While it refuses that, or does not answer at all, nothing new is
+        begun of which nobody may know later."""
+        why_not = self.world.journal.synced()
+        if why_not is not None:
+            self._syncing_since, self._refused = float("inf"), why_not
+            if why_not:
+                self._is_at_risk, self._durable_by = True, now + TO_THE_DISK_AGAIN_SECONDS
             else:
-                self._behind = self._is_at_risk = True
-                self._durable_by = now
-        self._waits_for_disk = now > self._syncing_since + DISK_PATIENCE_SECONDS
-        if self._waits_for_disk:
-            postpone(self.state, EVERYWHERE, now, "the disk with the journal does not answer")
+                self.world.launcher.kept()
+        is_silent = now > self._syncing_since + DISK_PATIENCE_SECONDS
+        self.state.held = self._refused or (_NO_ANSWER if is_silent else "")
 
-    def _note_launches(self) -> None:
+    def _note_launches(self, now: Timestamp) -> None:
         """So that another dispatcher knows them. It need not be durable yet: the end of this
         machine would be theirs too, and agents elsewhere tell of them again until it is."""
         if self.world.journal.write(self._unwritten, durable=False) is None:
             self._unwritten = []
             self._is_at_risk = True
+            self._durable_by = min(self._durable_by, now + DURABLE_WITHIN_SECONDS)
 
     def _hold(self, decision: Decision, why: str, now: Timestamp) -> None:
         """Nothing is started that is not on record; all else that was decided is done."""
@@ -427,7 +431,7 @@ class Loop:
         world = self.world
         return min(
             decision.wake_at,
-            float("inf") if self._is_syncing() or self._behind else self._durable_by,
+            float("inf") if self._is_syncing() else self._durable_by,
             world.gpus.wake_at(),
             world.launcher.wake_at(),
             world.claims.wake_at(),

@@ -190,8 +190,9 @@ Begin: TypeAlias = Callable[[Callable[[], None]], Work]
 
 class Journal(Protocol):
     def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
-        """Append them, all or none, and, if that is asked for, make all there is durable. None: it
-        is so; else why not."""
+        """Append them, all or none, and, if that is asked for, make all there is durable: which
+        waits for what was begun, whatever comes of it. None: it is so; else why not. Raises
+        StateError where there is no journal any more."""
         ...
 
     def begin_sync(self) -> None:
@@ -199,9 +200,9 @@ class Journal(Protocol):
         being done. Its end wakes whoever waits."""
         ...
 
-    def synced(self) -> bool | None:
-        """How that has ended, once: whether all is durable now that there was then. None: it has
-        not, or a durable write did it meanwhile."""
+    def synced(self) -> str | None:
+        """How that has ended, once: "": all is durable now that there was then; else why not. None:
+        it has not, or a durable write did it meanwhile. Raises StateError as `write` does."""
         ...
 
 

@@ -63,6 +63,7 @@ from smartsched.loop import (
     DURABLE_WITHIN_SECONDS,
     LINES_A_TICK,
     QUEUE_WINDOW,
+    TO_THE_DISK_AGAIN_SECONDS,
     Loop,
     World,
 )
@@ -269,9 +270,11 @@ class FakeJournal:
     why_not: str | None = None
     durable: int = 0  # of the records, so many
     syncing: int | None = None  # so many are being made durable by somebody else
-    synced_well: bool | None = None  # as the end of that, not told of yet
+    end: str | None = None  # of that, not told of yet
 
     def write(self, events: Sequence[Event], *, durable: bool = True) -> str | None:
+        if durable:
+            self.syncing = self.end = None
         if self.why_not is not None:
             self.refused += events
             return self.why_not
@@ -279,7 +282,6 @@ class FakeJournal:
         self.records += events
         if durable:
             self.durable = len(self.records)
-            self.syncing = self.synced_well = None
             self.diary.append("durable")
         return None
 
@@ -288,14 +290,14 @@ class FakeJournal:
         self.syncing = len(self.records)
         self.diary.append("begin sync")
 
-    def end_sync(self, *, well: bool = True) -> None:
+    def end_sync(self, why_not: str = "") -> None:
         assert self.syncing is not None
-        if well:
+        if not why_not:
             self.durable = self.syncing
-        self.synced_well = well
+        self.end = why_not
 
-    def synced(self) -> bool | None:
-        ended, self.synced_well = self.synced_well, None
+    def synced(self) -> str | None:
+        ended, self.end = self.end, None
         if ended is not None:
             self.syncing = None
         return ended
@@ -863,7 +865,7 @@ def test_nothing_is_started_while_the_disk_does_not_answer_for_long():
         decision = world.loop.tick()
     assert done(world) == ["launch 1/1"]
     assert decision.waiting is not None
-    assert "the disk with the journal does not answer" in decision.waiting.why
+    assert "the disk with the run's journal does not answer" in decision.waiting.why
 
     world.journal.end_sync()
     world.loop.tick()
@@ -871,45 +873,108 @@ def test_nothing_is_started_while_the_disk_does_not_answer_for_long():
     assert done(world)[-1] == "launch 2/1"
 
 
-def test_nothing_is_started_when_it_turns_out_that_the_disk_keeps_nothing():
+def test_nothing_is_started_while_the_disk_refuses_what_it_was_given():
     world = FakeWorld(*commands(2))
     world.loop.tick()
     world.clock.time += DURABLE_WITHIN_SECONDS
     world.loop.tick()
     world.jobs_end()
-    world.journal.end_sync(well=False)
-    world.journal.why_not = NO_ROOM
+    world.journal.end_sync(NO_ROOM)
 
+    world.loop.tick()
+    world.look()
     decision = world.loop.tick()
 
     assert done(world) == ["launch 1/1"]
     assert decision.waiting is not None
     assert decision.waiting.why == f"nothing is started: {NO_ROOM}"
     assert not world.launcher.safe
-    decision = world.loop.tick()  # one GPU more is free
-    assert world.loop.wake_at(decision) >= world.clock.time + 1
-    assert world.diary.count("begin sync") == 1
-    world.journal.why_not = None
-    for _ in range(2):
-        world.clock.time = world.loop.wake_at(decision)
-        world.look()
-        decision = world.loop.tick()
-    assert done(world)[-1] == "launch 2/1"
+    again = world.loop.wake_at(decision)
+    assert world.clock.time < again <= world.clock.time + TO_THE_DISK_AGAIN_SECONDS
+    world.clock.time = again
+    world.loop.tick()
+    assert world.diary.count("begin sync") == 2
+    world.journal.end_sync()
+    world.look()
+    world.loop.tick()
     assert world.launcher.safe == from_launcher(world.journal.records[: world.journal.durable])
     assert "RunExited" in recorded(world)
+    assert done(world)[-1] == "launch 2/1"
 
 
-def test_what_the_disk_refused_is_given_to_it_again_though_nothing_else_happens():
+def test_what_cannot_be_appended_while_the_disk_is_at_work_makes_nobody_wait_for_it():
+    world = FakeWorld(*commands(2))
+    world.loop.tick()
+    world.clock.time += DURABLE_WITHIN_SECONDS
+    world.loop.tick()
+    assert world.journal.syncing is not None
+    world.journal.why_not = NO_ROOM
+    world.jobs_end()
+    decision = world.loop.tick()
+    decision = world.loop.tick()  # one GPU more is free
+    assert world.loop.wake_at(decision) >= world.clock.time + 1
+    world.journal.why_not = None
+    world.clock.time = world.loop.wake_at(decision)
+    world.look()
+
+    world.loop.tick()
+
+    assert done(world)[-1] == "launch 2/1"
+    assert world.journal.syncing is not None
+    world.journal.end_sync()
+    world.loop.tick()
+    assert not [event for event in world.launcher.safe if isinstance(event, RunExited)]
+
+
+def test_what_waited_for_a_silent_disk_is_not_held_when_it_has_answered():
+    world = FakeWorld(*commands(2))
+    world.loop.tick()
+    world.clock.time += DURABLE_WITHIN_SECONDS
+    world.loop.tick()
+    world.clock.time += 4 * DISK_PATIENCE_SECONDS
+    world.jobs_end()
+    world.loop.tick()
+    world.loop.tick()
+    assert done(world) == ["launch 1/1"]
+    world.inbox.made = [Cancel("r", ("7",))]
+    world.loop.tick()  # it is answered, and the disk is waited for
+    world.look()
+
+    world.loop.tick()
+
+    assert done(world)[-1] == "launch 2/1"
+
+
+def test_who_waits_for_an_answer_gets_it_when_the_disk_takes_it_at_last():
     world = FakeWorld(*commands(1))
     world.loop.tick()
     world.clock.time += DURABLE_WITHIN_SECONDS
     world.loop.tick()
-    world.journal.end_sync(well=False)
+    world.inbox.made = [Cancel("r", ("7",))]
+    world.journal.why_not = NO_ROOM
+    decision = world.loop.tick()
+    assert world.journal.syncing is None  # it was waited for
+    assert "answer r" not in " ".join(world.diary)
+    assert world.loop.wake_at(decision) > world.clock.time
+    world.journal.why_not = None
+    world.clock.time = world.loop.wake_at(decision)
 
     world.loop.tick()
 
+    assert "answer r" in " ".join(world.diary)
     assert world.launcher.safe == from_launcher(world.journal.records)
-    assert world.journal.durable == len(world.journal.records)
+
+
+def test_what_was_launched_together_with_what_is_waited_for_is_given_to_the_disk_as_well():
+    world = FakeWorld(*commands(1))
+    world.inbox.made = [Cancel("r", ("7",))]
+    world.loop.tick()
+    assert world.journal.durable < len(world.journal.records)
+    world.clock.time += DURABLE_WITHIN_SECONDS
+
+    world.loop.tick()
+
+    assert world.diary.count("begin sync") == 1
 
 
 def test_an_end_is_settled_in_the_tick_in_which_it_is_known():

@@ -304,8 +304,10 @@ def _processes(
         notices.ended(pid)
 
     attempts = Attempts(session.folder.make_folder(JOBS))
-    for run in session.over:
-        attempts.remove(run)
+    # that they are over, the journal may say without being on the disk
+    if session.over and session.journal.write([]) is None:
+        for run in session.over:
+            attempts.remove(run)
     spawner = Spawner(
         shell=session.config.shell,
         environment=os.environb,

@@ -27,7 +27,7 @@ VERSION = 1
 SEEN = frozenset(
     {
         "policy", "gpus", "cards", "out_of_reach", "troubles", "hosts", "pilots", "meters",
-        "footprints", "claimed", "refused", "local_offset", "unwanted",
+        "footprints", "claimed", "refused", "local_offset", "unwanted", "held",
     }
 )  # fmt: skip
 

@@ -279,6 +279,10 @@ def _place_queued_jobs(
 ) -> None:
     for postponed in state.postponed.values() if state.queue else ():
         decision.wake_after(now, postponed.until)
+    if state.held:
+        decision.waiting = Wait(f"nothing is started: {state.held}")
+        _give_up_claims(state, Plan(), decision)
+        return
     if why := _why_postponed(state, now):
         decision.waiting = Wait(f"could not start a command: {why}; trying again")
         _give_up_claims(state, Plan(), decision)

@@ -146,6 +146,7 @@ class State(Struct):
     wait_timed_out: bool = False
     last_ending: Ending | None = None  # None: no job has ended so far
     postponed: dict[HostName, Postponed] = field(default_factory=dict)  # or EVERYWHERE
+    held: str = ""  # why nothing is started until that has changed
     records: dict[GpuUuid, Record] = field(default_factory=dict)
     withheld: set[GpuUuid] = field(default_factory=set)
     gpus: dict[GpuKey, Watch] = field(default_factory=dict)

@@ -41,11 +41,12 @@ class Beside:
     def __init__(self, work: Callable[[], None], bell: Bell | None = None) -> None:
         """`work`: touches nothing that others do meanwhile, and fails by raising OSError or
         StateError. `bell`: is rung at its end."""
-        self.error: OSError | StateError | None = None
+        self._failed: BaseException | None = None
+        self._is_done = False
         self._work = work
         self._bell = bell
-        self._has_ended = _thread.allocate_lock()  # is free when it has
-        self._has_ended.acquire()
+        self._is_gone = _thread.allocate_lock()  # free when the thread touches nothing any more
+        self._is_gone.acquire()
         # a thread inherits what its maker lets no signal through
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -57,20 +58,30 @@ class Beside:
 
     @property
     def is_at_work(self) -> bool:
-        return self._has_ended.locked()
+        return not self._is_done
+
+    @property
+    def error(self) -> OSError | StateError | None:
+        """Raises whatever else the work has raised: that is for its maker to see."""
+        if isinstance(self._failed, MemoryError):
+            return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        if self._failed is None or isinstance(self._failed, OSError | StateError):
+            return self._failed
+        raise self._failed
 
     def wait(self) -> None:
-        with self._has_ended:
+        """For its end, and until the bell has been rung."""
+        with self._is_gone:
             pass
 
     def _run(self) -> None:
         try:
             self._work()
-        except (OSError, StateError) as error:
-            self.error = error
-        except MemoryError:
-            self.error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        finally:
-            self._has_ended.release()
+        except BaseException as error:  # noqa: BLE001  # here is nobody to be told
+            self._failed = error
+        try:
+            self._is_done = True
             if self._bell is not None:
                 self._bell.ring()
+        finally:
+            self._is_gone.release()

@@ -192,11 +192,13 @@ class Family:
 
 def _generations(children: Mapping[int, list["psutil.Process"]]) -> Iterator["psutil.Process"]:
     """Everybody, the eldest first: pids do not tell, they begin anew at some time."""
-    pids = {child.pid for each in children.values() for child in each}
-    level = [child for parent, each in children.items() if parent not in pids for child in each]
+    left = {child.pid: child for each in children.values() for child in each}
+    level = [child for parent, each in children.items() if parent not in left for child in each]
     while level:
-        yield from level
+        for process in level:
+            yield left.pop(process.pid)
         level = [child for parent in level for child in children.get(parent.pid, ())]
+    yield from left.values()  # pids that changed hands while they were read may form a circle
 
 
 def _children_by_parent() -> dict[int, list["psutil.Process"]]:

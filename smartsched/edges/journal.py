@@ -84,8 +84,11 @@ class FileJournal:
         """Append, all or nothing, and make durable with all before; why not, or None."""
         data = b"".join(encode(event, self._seq + n) for n, event in enumerate(events, start=1))
         try:
-            if os.fstat(self._fd).st_nlink == 0:
-                raise FileNotFoundError(errno.ENOENT, "it was removed")
+            if durable:
+                # two at once would not both be told if it fails
+                self.rest()
+                # where the file is on another machine, to ask is to wait for all before
+                _see_that_it_is_there(self._fd)
             if self._has_scraps:
                 os.ftruncate(self._fd, self._size)
                 self._has_scraps = False
@@ -93,14 +96,10 @@ class FileJournal:
             if durable:
                 self._sync()
         except OSError as error:
-            if os.fstat(self._fd).st_nlink == 0:
-                raise StateError(
-                    f"{self._path} is gone: without it nothing is started; begin anew, with what"
-                    " is left of the list"
-                ) from error
+            why = self._why(error)
             self._take_back()
             self.is_failing = True
-            return f"cannot write {self._path}: {error.strerror}"
+            return why
         self._size += len(data)
         self._seq += len(events)
         self._crc = zlib.crc32(data, self._crc)
@@ -123,10 +122,12 @@ class FileJournal:
         self._given_bytes = len(self._at_risk)
         self._syncing = self._begin(lambda: _keep(self._fd, again, at))
 
-    def synced(self) -> bool | None:
+    def synced(self) -> str | None:
         if self._syncing is None or self._syncing.is_at_work:
             return None
-        return self._hear_of_sync()
+        error = self._hear_of_sync()
+        self.is_failing = error is not None
+        return "" if error is None else self._why(error)
 
     def rest(self) -> None:
         """Waits for what was begun."""
@@ -137,25 +138,31 @@ class FileJournal:
         self.rest()
         os.close(self._fd)
 
-    def _hear_of_sync(self) -> bool:
+    def _hear_of_sync(self) -> OSError | StateError | None:
         """Waits for it."""
         sync, self._syncing = self._syncing, None
         assert sync is not None
         sync.wait()
-        if sync.error is not None:
-            return False
-        del self._at_risk[: self._given_bytes]
-        self._is_in_doubt = False
-        return True
+        if sync.error is None:
+            del self._at_risk[: self._given_bytes]
+            self._is_in_doubt = False
+        return sync.error
+
+    def _why(self, error: OSError | StateError) -> str:
+        """Raises StateError when there is nothing any more to be written to."""
+        if os.fstat(self._fd).st_nlink == 0:
+            raise StateError(
+                f"{self._path} is gone: without it nothing is started; begin anew, with what is"
+                " left of the list"
+            ) from error
+        return f"cannot write {self._path}: {getattr(error, 'strerror', error)}"
 
     def _append(self, data: bytes) -> None:
         _put(self._fd, data, self._size)
 
     def _sync(self) -> None:
-        """Whoever waits is told if it failed; two at once would not both be. What failed once the
-        system takes for written (fsync(2)): it has to be given it again."""
-        if self._syncing is not None:
-            self._hear_of_sync()
+        """What failed once the system takes for written (fsync(2)): it has to be given it
+        again."""
         if self._is_in_doubt:
             _put(self._fd, self._at_risk, self._size - len(self._at_risk))
         self._is_in_doubt = True
@@ -184,10 +191,14 @@ class FileJournal:
 
 def _keep(fd: int, again: bytes, at: int) -> None:
     """Make a journal durable, and before that write once more what may have been dropped."""
-    if os.fstat(fd).st_nlink == 0:
-        raise FileNotFoundError(errno.ENOENT, "it was removed")
+    _see_that_it_is_there(fd)
     _put(fd, again, at)
     os.fdatasync(fd)
+
+
+def _see_that_it_is_there(fd: int) -> None:
+    if os.fstat(fd).st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, "it was removed")
 
 
 def _put(fd: int, data: bytes | bytearray, at: int) -> None:

@@ -207,8 +207,11 @@ class PretendBox(Struct):
         self.events = [decode_line(line[:-1], n) for n, line in enumerate(self.journal, start=1)]
         resumed = RunResumed(self.clock.now(), self.host, "{}")
         state = self._recalled(policy, resumed)
-        for key in over(state, self.records, rebooted=self.was_rebooted):
-            del self.records[key]
+        if attempts := over(state, self.records, rebooted=self.was_rebooted):
+            self.moment()
+            self.durable_records = len(self.journal)
+            for key in attempts:
+                del self.records[key]
         self.was_rebooted = False
         loop = Loop(self.world(state.read_to), state)
         loop.resume(resumed, None, adopt=adopt)
@@ -746,6 +749,8 @@ class _Journal(Struct):
         """A crash may cut a batch off behind any of its records: then those before it are true."""
         box = self.box
         box.moment()
+        if durable:
+            self._end_sync()
         if box.has_no_room():
             return "cannot write the journal: No space left on device"
         for event in events:
@@ -753,7 +758,6 @@ class _Journal(Struct):
             box.moment()
         if durable:
             box.durable_records = len(box.journal)
-            box.forget_sync()
         return None
 
     def begin_sync(self) -> None:
@@ -763,16 +767,22 @@ class _Journal(Struct):
         box.syncing, box.synced_at = len(box.journal), box.clock.time + box.sync_seconds
         box.moment()
 
-    def synced(self) -> bool | None:
+    def synced(self) -> str | None:
         box = self.box
         if box.syncing is None or box.synced_at > box.clock.time:
             return None
         box.moment()
-        well = not box.has_no_room(box.synced_at)
+        return self._end_sync()
+
+    def _end_sync(self) -> str:
+        box = self.box
+        if box.syncing is None:
+            return ""
+        well = not box.has_no_room(min(box.synced_at, box.clock.time))
         if well:
             box.durable_records = box.syncing
         box.forget_sync()
-        return well
+        return "" if well else "the disk has no room for the journal"
 
 
 class _Teller(Struct):

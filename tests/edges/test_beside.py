@@ -65,6 +65,35 @@ def test_how_it_failed_is_known(fails: Exception, says: int | None):
     assert getattr(beside.error, "errno", None) == says
 
 
+def test_what_nobody_has_thought_of_is_not_taken_for_success():
+    beside = Beside(lambda: [][0])
+    beside.wait()
+
+    with pytest.raises(IndexError):
+        _ = beside.error
+
+
+def test_nobody_rings_a_bell_any_more_when_it_has_been_waited_for():
+    """Its descriptor may be that of another file by then."""
+    rung: list[str] = []
+    is_over = threading.Event()
+
+    class SlowBell(Bell):
+        def __init__(self) -> None:
+            """Rings nowhere."""
+
+        def ring(self) -> None:
+            is_over.wait(60)
+            rung.append("rung")
+
+    beside = Beside(lambda: None, SlowBell())
+    wait_until(lambda: not beside.is_at_work)
+    threading.Timer(0.05, is_over.set).start()
+    beside.wait()
+
+    assert rung == ["rung"]
+
+
 def test_where_there_is_no_thread_to_be_had_it_is_waited_for(monkeypatch: pytest.MonkeyPatch):
     def refuse(*args: object) -> None:
         raise RuntimeError("can't start new thread")

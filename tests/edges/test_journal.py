@@ -18,7 +18,7 @@ from smartsched.core.records import encode, name_of
 from smartsched.edges.beside import Beside
 from smartsched.edges.journal import FileJournal
 from smartsched.edges.runs import JOURNAL, Runs
-from smartsched.errors import JournalDamagedError
+from smartsched.errors import JournalDamagedError, StateError
 from tests.builders import HOST, T0, accepted, exited, launched, placed
 from tests.waiting import wait_until
 
@@ -171,12 +171,12 @@ class SlowDisk:
         self.done += 1
 
 
-def when_synced(journal: FileJournal) -> bool:
-    said: list[bool] = []
+def when_synced(journal: FileJournal) -> str:
+    said: list[str] = []
 
     def is_told() -> bool:
-        if (well := journal.synced()) is not None:
-            said.append(well)
+        if (why_not := journal.synced()) is not None:
+            said.append(why_not)
         return bool(said)
 
     wait_until(is_told)
@@ -196,7 +196,7 @@ def test_records_are_written_while_a_slow_disk_is_at_work(
     assert disk.done == 0
     disk.let.release()
 
-    assert when_synced(journal)
+    assert when_synced(journal) == ""
     assert disk.done == 1
     journal.close()
     assert read(path) == HISTORY
@@ -228,7 +228,7 @@ def test_what_could_not_be_made_durable_meanwhile_is_given_to_the_disk_again(
     journal.write(HISTORY[2:4], durable=False)
     disk.fails = True
     journal.begin_sync()
-    assert not when_synced(journal)
+    assert os.strerror(errno.EIO) in when_synced(journal)
     with path.open("r+b") as file:  # as the system may: it takes them for written
         file.seek(kept)
         file.write(bytes(path.stat().st_size - kept))
@@ -240,7 +240,7 @@ def test_what_could_not_be_made_durable_meanwhile_is_given_to_the_disk_again(
     else:
         assert journal.write(HISTORY[4:], durable=False) is None
         journal.begin_sync()
-        assert when_synced(journal)
+        assert when_synced(journal) == ""
 
     journal.close()
     assert read(path) == HISTORY
@@ -255,7 +255,7 @@ def test_what_the_disk_has_kept_is_not_written_again_and_what_came_since_is(
     journal.write(HISTORY[2:4], durable=False)
     journal.begin_sync()
     journal.write(HISTORY[4:], durable=False)
-    assert when_synced(journal)
+    assert when_synced(journal) == ""
     disk.fails = True
     disk.let.release()
     assert journal.write([]) is not None
@@ -279,6 +279,19 @@ def test_what_the_disk_has_kept_is_not_written_again_and_what_came_since_is(
     assert written == [kept]
     journal.close()
     assert read(path) == HISTORY
+
+
+def test_that_it_is_gone_is_noticed_when_it_is_to_be_made_durable(path: Path):
+    journal = opened(path)
+    journal.write(HISTORY[:2])
+    path.unlink()
+
+    assert journal.write(HISTORY[2:], durable=False) is None
+    journal.begin_sync()
+
+    with pytest.raises(StateError, match="is gone"):
+        wait_until(lambda: journal.synced() is not None)
+    journal.close()
 
 
 def test_nothing_is_closed_under_a_disk_at_work(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -272,9 +272,9 @@ class Journal:
     def begin_sync(self) -> None:
         self._begun = True
 
-    def synced(self) -> bool | None:
+    def synced(self) -> str | None:
         begun, self._begun = self._begun, False
-        return True if begun else None
+        return "" if begun else None
 
 
 class Teller:
