@@ -557,7 +557,9 @@ class Cluster:
         assert self._steps_at[1] <= MOST_STEPS_AT_ONE_MOMENT, "nothing but messages to and fro"
 
     def _next_happening(self) -> float:
-        times = [self.desk.synced_at, *(T0 + fault.at for fault in self._faults[:1])]
+        times = [T0 + fault.at for fault in self._faults[:1]]
+        if self.desk.synced_at > self.now:  # else a dispatcher that stalls has yet to hear of it
+            times.append(self.desk.synced_at)
         times += [at for at, _ in (*self.desk.requests, *self.desk.asked) if at > self.now]
         for host in self.hosts.values():
             times += [host.next_end(), host.lease_ends_at()]
