@@ -190,13 +190,9 @@ class Loop:
         self._untold += self._settle(now)
         decision = decide(self.state, now)
         claims = any(isinstance(action, Claim) for action in decision.actions)
-        if (
-            not claims
-        ):  # the sampler answers while the disk does; what is claimed is seen after that
+        if not claims:  # the sampler answers while the disk does; what is claimed is seen after
             self._look(decision.actions, now)
-        durable = self._is_to_be_durable(decision)
-        if (why := self._write(decision.events, now, durable=durable)) is not None:
-            self._hold(decision, why, now)
+        self._put_on_record(decision, now)
         told, self._untold = ([], self._untold) if self._behind else (self._untold, [])
         for event in decision.events:
             self._apply(event, now)
@@ -295,6 +291,13 @@ class Loop:
                 told.append(Tell(self.state.ended[event.run], event.outcome))
             self._record([event], now)
         return told
+
+    def _put_on_record(self, decision: Decision, now: Timestamp) -> None:
+        durable, was_held = self._is_to_be_durable(decision), self.state.held
+        if (why := self._write(decision.events, now, durable=durable)) is not None:
+            self._hold(decision, why, now)
+        elif was_held and not self.state.held:
+            decision.wake_by(now)
 
     def _is_to_be_durable(self, decision: Decision) -> bool:
         """Before anything more is done."""

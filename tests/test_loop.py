@@ -936,12 +936,12 @@ def test_what_waited_for_a_silent_disk_is_not_held_when_it_has_answered():
     world.loop.tick()
     world.loop.tick()
     assert done(world) == ["launch 1/1"]
-    world.inbox.made = [Cancel("r", ("7",))]
-    world.loop.tick()  # it is answered, and the disk is waited for
     world.look()
+    world.inbox.made = [Cancel("r", ("7",))]
+    decision = world.loop.tick()  # it is answered, and the disk is waited for
 
+    assert world.loop.wake_at(decision) <= world.clock.time
     world.loop.tick()
-
     assert done(world)[-1] == "launch 2/1"
 
 
