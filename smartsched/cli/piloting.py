@@ -69,6 +69,8 @@ class PilotRecruiter:
         self._absent: dict[PilotId, Timestamp] = {}  # whose end is looked for, and until when
         # By Slurm's word; and from when on what is believed to run there has ended as well.
         self._ended: dict[HostName, Timestamp] = {}
+        # What was left there is of no use when all that was noted after that is on record for good.
+        self._to_clear: dict[HostName, int] = {}
         self._ask_the_ended_at: Timestamp = float("-inf")
         self._gone: list[HostAway] = []
         self._stand: PilotsStand | None = None  # as it was last told
@@ -97,6 +99,7 @@ class PilotRecruiter:
         hello = self._served.by_name[host].hello
         if hello is None or not hello.pilot:
             return
+        self._to_clear.pop(host, None)
         pilot = PilotId(hello.pilot)
         self._pilots.joined(pilot)
         if self._host_of.get(pilot) != host:
@@ -125,6 +128,7 @@ class PilotRecruiter:
         self._carry_out(self._pilots.plan(demand, now), here)
         self._planned_at = now
         self._look_at_the_ended(now)
+        self._clear_up()
 
     def wake_at(self) -> Timestamp:
         joins = [by for by, _ in self._joins_by.values()]
@@ -136,6 +140,7 @@ class PilotRecruiter:
     def end(self, now: Timestamp) -> None:
         """There is nothing more to do: to be called until `is_over`."""
         self._slurm.submit_no_more()
+        self._clear_up()
         here = self._here()
         idle = PilotHost(gpus=0, open_gpus=0, is_idle=True)
         nothing = Demand((), more_to_come=False, has_runs=False, joined=dict.fromkeys(here, idle))
@@ -256,9 +261,15 @@ class PilotRecruiter:
         pilot = self._came_before.get(host)
         return pilot is not None and host not in self._others and self._pilots.has_ended(pilot)
 
+    def _clear_up(self) -> None:
+        for host, notings in list(self._to_clear.items()):
+            if self._served.kept_notings > notings:
+                del self._to_clear[host]
+                self._departed.forget(host)
+
     def _forget(self, host: HostName) -> None:
         del self._ended[host]
-        self._departed.forget(host)
+        self._to_clear[host] = self._served.notings
         self._gone.append(HostAway(host, _ENDED, for_good=True))
         for pilot in [pilot for pilot, name in self._host_of.items() if name == host]:
             del self._host_of[pilot], self._came_at[pilot]

@@ -91,6 +91,8 @@ class Hosts:
         self.observations: list[Observation] = []  # not taken yet
         self.answers: list[ClaimAnswer] = []
         self.chunks: list[tuple[Host, Chunk]] = []
+        self.notings = 0  # so often all that was heard was in the journal
+        self.kept_notings = 0  # and of the first so many, for good
 
     def of(self, name: HostName, now: Timestamp) -> Host:
         name = self._only or name

@@ -105,10 +105,12 @@ class FleetLauncher:
         keep_logs(self._hosts, self._sink)
 
     def noted(self) -> None:
+        self._hosts.notings += 1
         for host in self._hosts.by_name.values():
             host.noted = host.events[0][0] - 1 if host.events else host.heard
 
     def kept(self) -> None:
+        self._hosts.kept_notings = self._hosts.notings
         for host in self._hosts.by_name.values():
             if host.noted > host.acknowledged:
                 host.acknowledged = host.noted

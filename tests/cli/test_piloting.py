@@ -93,14 +93,18 @@ class Desk:
         """The agent's."""
         return self.agents / "runs" / token_of(RUN, self.host)
 
-    def hears(self, *news: PilotNews, at: float = 0.0) -> list[HostAway]:
-        """Then decides, and takes in what becomes of runs. The hosts that are gone for good."""
+    def hears(self, *news: PilotNews, at: float = 0.0, keeps: bool = True) -> list[HostAway]:
+        """Then decides, and takes in what becomes of runs; `keeps`: for good. The hosts that are
+        gone for good."""
         self.slurm.news += news
         now = T0 + at
         found = [each for each in self.recruiter.take(now) if isinstance(each, HostAway)]
         self.recruiter.decided(decide(self.state, now), self.state, now)
         for event in self.launcher.take(now):
             apply(self.state, event)
+        if keeps:
+            self.launcher.noted()
+            self.launcher.kept()
         return [each for each in found if each.for_good]
 
     def pilot_came(self, pilot: str) -> None:
@@ -136,6 +140,25 @@ def test_the_host_of_a_pilot_that_ended_before_is_known_by_what_was_written_down
     desk.hears(at=ENDED_LONG_AGO + 1)
     [gone] = desk.hears(at=ENDED_LONG_AGO + 2)
     assert gone.host == "node-7"
+    assert not desk.folder_there.exists()
+
+
+def test_what_a_pilot_has_left_stays_until_what_it_tells_of_is_on_record_for_good(tmp_path: Path):
+    desk = Desk(tmp_path, "node-7")
+    desk.hears(Answers(), Submitted(PilotId("7")), Runs(PilotId("7"), "node", None))
+    desk.pilot_came("7")
+    desk.folder_there.mkdir(parents=True)
+    desk.hears(Ended(PilotId("7"), "COMPLETED"), at=10.0)
+    desk.hears(at=ENDED_LONG_AGO, keeps=False)
+    assert a_run() in desk.state.ended
+
+    desk.launcher.noted()
+    desk.hears(at=ENDED_LONG_AGO + 1, keeps=False)
+    desk.launcher.kept()  # what was noted before
+    desk.hears(at=ENDED_LONG_AGO + 2)
+    assert desk.folder_there.exists()
+
+    desk.hears(at=ENDED_LONG_AGO + 3)
     assert not desk.folder_there.exists()
 
 
