@@ -118,7 +118,7 @@ class Loop:
         self._answers: list[tuple[str, Answer]] = []  # to be given once all of it is on record
         self._asked: list[str] = []  # requests that want to know how the run stands
         self._behind = False  # the journal could not be written
-        self._is_at_risk = False  # something is in the journal, and was not given to the disk
+        # By when it is to be given to the disk; inf: it has been given all that is in the journal.
         self._durable_by: Timestamp = float("inf")
         self._refused = ""  # why what was given could not be made durable
         self._syncing_since: Timestamp = float("inf")  # what was given is being made durable
@@ -324,14 +324,12 @@ class Loop:
         if why is not None:
             return why
         self._unwritten.clear()
-        if durable and (everything or is_due or not self._is_at_risk):
+        if durable:
             self.world.launcher.noted()
             self.world.launcher.kept()
-            self._is_at_risk = False
             self._durable_by = float("inf")
             self._refused = self.state.held = ""
         elif everything:
-            self._is_at_risk = True
             self._durable_by = min(self._durable_by, now + DURABLE_WITHIN_SECONDS)
         return None
 
@@ -342,7 +340,7 @@ class Loop:
         if not self._unwritten:
             self.world.launcher.noted()
         self.world.journal.begin_sync()
-        self._is_at_risk, self._durable_by, self._syncing_since = False, float("inf"), now
+        self._durable_by, self._syncing_since = float("inf"), now
 
     def _is_syncing(self) -> bool:
         return self._syncing_since < float("inf")
@@ -354,7 +352,7 @@ class Loop:
         if why_not is not None:
             self._syncing_since, self._refused = float("inf"), why_not
             if why_not:
-                self._is_at_risk, self._durable_by = True, now + TO_THE_DISK_AGAIN_SECONDS
+                self._durable_by = now + TO_THE_DISK_AGAIN_SECONDS
             else:
                 self.world.launcher.kept()
         is_silent = now > self._syncing_since + DISK_PATIENCE_SECONDS
@@ -365,7 +363,6 @@ class Loop:
         machine would be theirs too, and agents elsewhere tell of them again until it is."""
         if self.world.journal.write(self._unwritten, durable=False) is None:
             self._unwritten = []
-            self._is_at_risk = True
             self._durable_by = min(self._durable_by, now + DURABLE_WITHIN_SECONDS)
 
     def _hold(self, decision: Decision, why: str, now: Timestamp) -> None:

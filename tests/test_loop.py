@@ -781,11 +781,17 @@ def test_what_outlives_no_loss_of_power_is_written_at_once_and_durable_soon():
     assert world.launcher.safe == from_launcher(world.journal.records)
 
 
-def test_nobody_waits_for_a_slow_disk():
-    world = FakeWorld(*commands(2))
+def begin_and_give_to_the_disk(world: FakeWorld) -> None:
+    """Jobs are launched, and the disk is at work on what is known of that."""
     world.loop.tick()
     world.clock.time += DURABLE_WITHIN_SECONDS
     world.loop.tick()
+    assert world.journal.syncing is not None
+
+
+def test_nobody_waits_for_a_slow_disk():
+    world = FakeWorld(*commands(2))
+    begin_and_give_to_the_disk(world)
     given = list(world.journal.records)
     world.jobs_end()
     world.loop.tick()
@@ -806,9 +812,7 @@ def test_nobody_waits_for_a_slow_disk():
 
 def test_what_is_waited_for_makes_all_durable_that_was_on_its_way():
     world = FakeWorld(*commands(1), tells=True)
-    world.loop.tick()
-    world.clock.time += DURABLE_WITHIN_SECONDS
-    world.loop.tick()
+    begin_and_give_to_the_disk(world)
     assert not world.launcher.safe
     world.jobs_end()
 
@@ -820,9 +824,7 @@ def test_what_is_waited_for_makes_all_durable_that_was_on_its_way():
 
 def test_after_that_the_next_is_given_to_the_disk_again():
     world = FakeWorld(*commands(2), gpus=2, tells=True)
-    world.loop.tick()
-    world.clock.time += DURABLE_WITHIN_SECONDS
-    world.loop.tick()
+    begin_and_give_to_the_disk(world)
     world.launcher.ended = [exited(1, at=world.clock.time)]
     world.loop.tick()  # somebody is told: it is waited for
     assert world.diary.count("begin sync") == 1
@@ -838,9 +840,7 @@ def test_after_that_the_next_is_given_to_the_disk_again():
 
 def test_what_comes_to_light_while_the_disk_is_at_work_is_kept_by_its_next_turn():
     world = FakeWorld(*commands(2), gpus=2)
-    world.loop.tick()
-    world.clock.time += DURABLE_WITHIN_SECONDS
-    world.loop.tick()
+    begin_and_give_to_the_disk(world)
     world.launcher.ended = [exited(1, at=world.clock.time)]
     world.loop.tick()
     world.clock.time += 1
@@ -856,9 +856,7 @@ def test_what_comes_to_light_while_the_disk_is_at_work_is_kept_by_its_next_turn(
 
 def test_nothing_is_started_while_the_disk_does_not_answer_for_long():
     world = FakeWorld(*commands(2))
-    world.loop.tick()
-    world.clock.time += DURABLE_WITHIN_SECONDS
-    world.loop.tick()
+    begin_and_give_to_the_disk(world)
     world.clock.time += DISK_PATIENCE_SECONDS
     for _ in range(3):
         world.jobs_end()
@@ -875,9 +873,7 @@ def test_nothing_is_started_while_the_disk_does_not_answer_for_long():
 
 def test_nothing_is_started_while_the_disk_refuses_what_it_was_given():
     world = FakeWorld(*commands(2))
-    world.loop.tick()
-    world.clock.time += DURABLE_WITHIN_SECONDS
-    world.loop.tick()
+    begin_and_give_to_the_disk(world)
     world.jobs_end()
     world.journal.end_sync(NO_ROOM)
 
@@ -904,10 +900,7 @@ def test_nothing_is_started_while_the_disk_refuses_what_it_was_given():
 
 def test_what_cannot_be_appended_while_the_disk_is_at_work_makes_nobody_wait_for_it():
     world = FakeWorld(*commands(2))
-    world.loop.tick()
-    world.clock.time += DURABLE_WITHIN_SECONDS
-    world.loop.tick()
-    assert world.journal.syncing is not None
+    begin_and_give_to_the_disk(world)
     world.journal.why_not = NO_ROOM
     world.jobs_end()
     decision = world.loop.tick()
@@ -928,9 +921,7 @@ def test_what_cannot_be_appended_while_the_disk_is_at_work_makes_nobody_wait_for
 
 def test_what_waited_for_a_silent_disk_is_not_held_when_it_has_answered():
     world = FakeWorld(*commands(2))
-    world.loop.tick()
-    world.clock.time += DURABLE_WITHIN_SECONDS
-    world.loop.tick()
+    begin_and_give_to_the_disk(world)
     world.clock.time += 4 * DISK_PATIENCE_SECONDS
     world.jobs_end()
     world.loop.tick()
@@ -947,9 +938,7 @@ def test_what_waited_for_a_silent_disk_is_not_held_when_it_has_answered():
 
 def test_who_waits_for_an_answer_gets_it_when_the_disk_takes_it_at_last():
     world = FakeWorld(*commands(1))
-    world.loop.tick()
-    world.clock.time += DURABLE_WITHIN_SECONDS
-    world.loop.tick()
+    begin_and_give_to_the_disk(world)
     world.inbox.made = [Cancel("r", ("7",))]
     world.journal.why_not = NO_ROOM
     decision = world.loop.tick()

@@ -85,16 +85,14 @@ class FileJournal:
         data = b"".join(encode(event, self._seq + n) for n, event in enumerate(events, start=1))
         try:
             if durable:
-                # two at once would not both be told if it fails
-                self.rest()
-                # where the file is on another machine, to ask is to wait for all before
-                _see_that_it_is_there(self._fd)
+                self.rest()  # two at once would not both be told if it fails
             if self._has_scraps:
                 os.ftruncate(self._fd, self._size)
                 self._has_scraps = False
             self._append(data)
             if durable:
-                self._sync()
+                self._keeping()()
+                self._is_in_doubt = False
         except OSError as error:
             why = self._why(error)
             self._take_back()
@@ -115,12 +113,8 @@ class FileJournal:
 
     def begin_sync(self) -> None:
         assert self._begin is not None
-        at, again = self._size - len(self._at_risk), b""
-        if self._is_in_doubt:
-            again = bytes(self._at_risk)
-        self._is_in_doubt = True
         self._given_bytes = len(self._at_risk)
-        self._syncing = self._begin(lambda: _keep(self._fd, again, at))
+        self._syncing = self._begin(self._keeping())
 
     def synced(self) -> str | None:
         if self._syncing is None or self._syncing.is_at_work:
@@ -160,14 +154,13 @@ class FileJournal:
     def _append(self, data: bytes) -> None:
         _put(self._fd, data, self._size)
 
-    def _sync(self) -> None:
-        """What failed once the system takes for written (fsync(2)): it has to be given it
-        again."""
-        if self._is_in_doubt:
-            _put(self._fd, self._at_risk, self._size - len(self._at_risk))
+    def _keeping(self) -> Callable[[], None]:
+        """What makes durable all that there is; until it has, that is in doubt. What failed once
+        the system takes for written (fsync(2)): it has to be given it again."""
+        at = self._size - len(self._at_risk)
+        again = bytes(self._at_risk) if self._is_in_doubt else b""
         self._is_in_doubt = True
-        os.fdatasync(self._fd)
-        self._is_in_doubt = False
+        return lambda: _keep(self._fd, again, at)
 
     def _take_back(self) -> None:
         """What did get written must not be read as records. Before it is gone, nothing more is
@@ -190,15 +183,12 @@ class FileJournal:
 
 
 def _keep(fd: int, again: bytes, at: int) -> None:
-    """Make a journal durable, and before that write once more what may have been dropped."""
-    _see_that_it_is_there(fd)
-    _put(fd, again, at)
-    os.fdatasync(fd)
-
-
-def _see_that_it_is_there(fd: int) -> None:
+    """Make a journal durable, and before that write once more what may have been dropped. Only here
+    it is asked whether it is still there: on another machine's disk, to ask is to wait as well."""
     if os.fstat(fd).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, "it was removed")
+    _put(fd, again, at)
+    os.fdatasync(fd)
 
 
 def _put(fd: int, data: bytes | bytearray, at: int) -> None:

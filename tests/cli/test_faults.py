@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -223,14 +222,33 @@ class HangingDisk:
     def answer(self) -> None:
         self._hangs.unlink()
 
-    def has_noted(self, what: str) -> bool:
+    def until(self, what: str, session: Session) -> None:
+        """A call by which nobody waits for the disk "waits" or is "done"."""
         log = Path(f"{self._hangs}.log")
-        return log.exists() and what in log.read_text().splitlines()
+        wait_until(
+            lambda: log.exists() and what in log.read_text().splitlines(), what, session.dump
+        )
 
 
 @pytest.fixture
 def hanging_disk(tmp_path: Path) -> HangingDisk:
     return HangingDisk(tmp_path)
+
+
+def goes_on_while_it_hangs(box: Box, session: Session, disk: HangingDisk, call: str) -> None:
+    """Of jobs a, b and c on one GPU, a runs."""
+    disk.hang()
+    let_go(box, "a")
+    disk.until(f"{call} waits", session)
+
+    let_go(box, "b")
+    session.says("job 3 started")
+
+    disk.answer()
+    let_go(box, "c")
+    done = session.end()
+    assert done.status == 0
+    assert "3 jobs ok" in done.err
 
 
 def test_ends_are_acted_on_and_jobs_started_while_the_disk_does_not_answer(
@@ -240,19 +258,7 @@ def test_ends_are_acted_on_and_jobs_started_while_the_disk_does_not_answer(
     commands = [gated(name) for name in "abc"]
     session = box.start(*MOMENT, "--gpus", "0", str(box.list_of(commands)), env=hanging_disk.env)
     session.says("job 1 started")
-    hanging_disk.hang()
-    let_go(box, "a")
-    waits = partial(hanging_disk.has_noted, "fdatasync waits")
-    wait_until(waits, "it waits for the disk", session.dump)
-
-    let_go(box, "b")
-    session.says("job 3 started")
-
-    hanging_disk.answer()
-    let_go(box, "c")
-    done = session.end()
-    assert done.status == 0
-    assert "3 jobs ok" in done.err
+    goes_on_while_it_hangs(box, session, hanging_disk, "fdatasync")
     assert "nothing is left" in box.run("--resume").err
 
 
@@ -262,17 +268,7 @@ def test_nor_is_it_waited_for_with_what_a_job_has_taught(box: Box, hanging_disk:
     session = box.start(*MOMENT, "--gpus", "0", str(box.list_of(commands)), env=hanging_disk.env)
     session.says("job 1 started")
     wait_until(lambda: box.trained("end"), "it has trained", session.dump)
-    hanging_disk.hang()
-    let_go(box, "a")
-    waits = partial(hanging_disk.has_noted, "fsync waits")
-    wait_until(waits, "it waits for the disk", session.dump)
-
-    let_go(box, "b")
-    session.says("job 3 started")
-
-    hanging_disk.answer()
-    let_go(box, "c")
-    assert session.end().status == 0
+    goes_on_while_it_hangs(box, session, hanging_disk, "fsync")
     assert "1 shape, kept in" in box.run("shapes").out
 
 
@@ -285,14 +281,12 @@ def test_what_is_not_on_record_is_not_forgotten_because_the_disk_has_kept_someth
     env = hanging_disk.env | {"PYTHONDONTWRITEBYTECODE": "1"}
     session = box.start(*MOMENT, "--gpus", "0,1", str(box.list_of(commands)), env=env)
     session.says("job 2 started")
-    keeps = partial(hanging_disk.has_noted, "fdatasync done")
-    wait_until(keeps, "the disk has all so far", session.dump)
+    hanging_disk.until("fdatasync done", session)
     hanging_disk.hang()
     let_go(box, "a")
     session.says("job 3 started")
     on_record(box, 3, session)
-    waits = partial(hanging_disk.has_noted, "fdatasync waits")
-    wait_until(waits, "it waits for the disk", session.dump)
+    hanging_disk.until("fdatasync waits", session)
     TestNoRoom.limit(box, session)
     let_go(box, "b")
     session.says("nothing is started: cannot write")
