@@ -40,9 +40,11 @@ from smartsched.core.model import (
     Placement,
     Run,
     RunKey,
+    Running,
     Seen,
     Snapshot,
     Starting,
+    Stopping,
     Timestamp,
 )
 from smartsched.core.offset import Offset
@@ -297,6 +299,11 @@ class Agent:
             found = self._launcher.adopt(run, now)
             if found is None:
                 self._in_doubt[run.key] = run
+            match run.status:  # the next dispatcher may not know that it began
+                case Running(since, _, process, log) | Stopping(_, _, process, log, since):
+                    self._launched[run.key] = RunLaunched(since, run.key, process, log)
+                case _:
+                    pass
             for event in found or ():
                 if isinstance(event, RunLaunched):
                     self._know(event)

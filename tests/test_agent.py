@@ -440,6 +440,21 @@ def test_of_a_run_of_which_a_new_dispatcher_knows_no_beginning_that_is_told_agai
     assert kinds(bench.says()) == ["RunLaunched"]
 
 
+def test_that_is_also_so_where_another_agent_began_it():
+    bench = Bench()
+    bench.launcher.adopted = [RunAdopted(T0, a_run(), T0)]
+    bench.told(Expect((believed(RUNNING),)))
+    bench.launcher.runs = {a_run()}
+    bench.says()
+    bench.told(acknowledged=1)
+
+    bench.told(Expect((believed(STARTING),)))
+
+    (_, event), *others = bench.says().events
+    assert event == RunLaunched(T0, a_run(), a_process_id(), None)
+    assert others == []
+
+
 def test_runs_of_which_there_is_news_are_not_looked_for():
     bench = Bench()
     bench.told(start())

@@ -771,6 +771,17 @@ def test_what_was_to_be_started_on_a_host_that_is_lost_counts_as_started():
     assert kinds(events) == ["RunLaunched", "RunExited"]
 
 
+def test_what_has_ended_had_begun_though_the_power_took_all_word_of_that():
+    """Its agent told a dispatcher whose journal was not on the disk, and does not tell it again."""
+    bench = Bench(placed())
+    bench.comes()
+
+    events = bench.says(GPU1, 0.1, (1, ended(1)))
+
+    assert kinds(events) == ["RunLaunched", "RunExited"]
+    assert bench.state.ended[a_run()].ending == Exited(0)
+
+
 def test_what_was_left_behind_on_a_host_that_is_lost_is_cleared():
     bench = Bench(*running(), RunExited(T0, a_run(), Exited(0), leftovers=2))
     bench.comes()
@@ -904,6 +915,22 @@ def test_what_lay_about_on_its_way_was_not_just_seen():
     (seen,) = [each for each in bench.observed(7.0) if isinstance(each, Snapshot)]
 
     assert seen.arrived_at == pytest.approx(T0 + 2, abs=0.02)
+
+
+def test_of_whom_we_take_in_late_that_he_came_the_clock_is_known_all_the_same():
+    """We stood still between looking at the clock and at who is there, as while a disk hangs."""
+    bench = Bench()
+    bench.transport.news.append(Came(GPU1, replace(HELLO, sent_at=T0 + AHEAD + 6.0), GPU1))
+    bench.connections[GPU1] = [GPU1]
+    bench.tick(0.0)
+    snapshot = a_snapshot(
+        a_sample(key=a_key(0, GPU1)), at=T0 + AHEAD + 7, host=GPU1, arrived_at=T0 + AHEAD + 7
+    )
+
+    bench.says(GPU1, 7.0, seen=(snapshot,))
+
+    (seen,) = [each for each in bench.observed(7.0) if isinstance(each, Snapshot)]
+    assert seen.arrived_at == pytest.approx(T0 + 7, abs=0.02)
 
 
 def test_before_the_clocks_are_known_nothing_was_just_seen():

@@ -240,7 +240,8 @@ class Hosts:
         host.is_gone = host.leaves = host.was_told = False
         host.announced = None
         host.offset, host.reported_at = Offset(), None
-        host.offset.heard(hello.sent_at if self._only is None else now, now)
+        if self._only is not None:  # else when it came nobody says: `now` may be long before that
+            host.offset.heard(now, now)
         host.obeyed = 0
         host.launched.clear()
         host.looks.clear()

@@ -127,8 +127,19 @@ class FleetLauncher:
     def _news(self, host: Host, now: Timestamp) -> Iterator[AgentEvent]:
         while host.events:
             _, event = host.events.popleft()
+            yield from self._before(host, event)
             if self._is_news(host, event):
                 yield self._in_our_words(host, event, now)
+
+    def _before(self, host: Host, event: AgentEvent) -> Iterator[AgentEvent]:
+        """What has ended had begun: that was heard by somebody whose journal went with the power,
+        and is not told once more."""
+        run = self._state.runs.get(event.run)
+        if run is None or self._hosts.host_of(run) != host.name:
+            return
+        match run.status, event:
+            case Starting(since), RunExited(ending=ending) if not isinstance(ending, NotStarted):
+                yield _begun(run.key, since)
 
     def _take_out(
         self, host: Host, run: RunKey, kinds: tuple[type[T], ...], now: Timestamp
@@ -220,5 +231,10 @@ def end_of_lost(run: Run, why: str, now: Timestamp) -> Iterator[AgentEvent]:
         yield RunCleared(now, run.key)
         return
     if isinstance(status, Starting):  # nobody knows whether it began
-        yield RunLaunched(status.since, run.key, _NO_PROCESS, None)
+        yield _begun(run.key, status.since)
     yield RunExited(now, run.key, Lost(why), leftovers=0)
+
+
+def _begun(run: RunKey, at: Timestamp) -> RunLaunched:
+    """As of a run that is over, and of which nothing else is known."""
+    return RunLaunched(at, run, _NO_PROCESS, None)

@@ -297,7 +297,7 @@ histories = st.builds(
     requests=st.lists(
         st.tuples(seconds, st.sampled_from([DrainRequested, StopRequested])), max_size=1
     ),
-    sync_seconds=st.sampled_from([0.0, 0.02, 0.3, 5.0]),
+    sync_seconds=st.sampled_from([0.0, 0.02, 0.3, 5.0, 15.0]),
     seed=st.integers(0, 1000),
 )
 deaths = st.lists(
