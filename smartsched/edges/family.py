@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _NANOSECONDS = 1_000_000_000
 _READ_BYTES = 1 << 16
+_MOST_LOOKS = 5  # for somebody who is begun again and again by who dies at once
 
 
 class Family:
@@ -125,7 +126,7 @@ class Family:
     def members(self, shell: Shell, shells: Collection[Shell]) -> list["psutil.Process"]:
         """The living processes of a run but for its shell, as objects that notice when a pid was
         recycled. Whoever cannot be told apart belongs to the last run that there is."""
-        return [process for process, tag in self._owned(shells) if tag == shell.tag]
+        return self._found(shells, lambda tag: tag == shell.tag)
 
     def _may_be_ours(self, pid: int, others: Collection[int]) -> bool:
         """Runs have sessions of their own: whoever is in ours, or in that of another child of ours,
@@ -142,16 +143,37 @@ class Family:
         """Whoever lives below this process, runs and strays."""
         if not self._adopts_orphans or not self._roots():
             return []
-        return [process for process, _ in self._owned([])]
+        return self._found([], lambda _: True)
 
     def _roots(self) -> set[int]:
         """Our children that are, or once were, part of runs."""
         others = set(self._others())
         return {pid for pid in _children() if pid not in others and self._may_be_ours(pid, others)}
 
-    def _owned(self, shells: Collection[Shell]) -> Iterator[tuple["psutil.Process", str | None]]:
+    def _found(
+        self, shells: Collection[Shell], is_meant: Callable[[str | None], bool]
+    ) -> list["psutil.Process"]:
+        """Those of whose run that is so. Where nobody is found, but somebody died since we looked
+        before, we look again: he may have begun another process as we read the list of them, as
+        daemons do."""
+        dead: set[psutil.Process] = set()
+        for _ in range(_MOST_LOOKS):
+            found, died = [], set()
+            for process, tag, is_alive in self._owned(shells):
+                if not is_alive:
+                    died.add(process)
+                elif is_meant(tag):
+                    found.append(process)
+            if found or died <= dead:
+                return found
+            dead |= died
+        return []
+
+    def _owned(
+        self, shells: Collection[Shell]
+    ) -> Iterator[tuple["psutil.Process", str | None, bool]]:
         """Every process below us but the shells, and whoever else belongs to a run; with the tag
-        of its run."""
+        of its run, and whether it lives. Whose the dead are is not known."""
         import psutil
 
         by_pid = {shell.pid: shell.tag for shell in shells if shell.is_known}
@@ -169,8 +191,10 @@ class Family:
                         continue
                     owner = only
                 owners[process.pid] = owner
-                if (is_below or owner) and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process, owner
+                if is_below or owner:
+                    yield process, owner, process.status() != psutil.STATUS_ZOMBIE
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                yield process, None, False
             except (psutil.Error, OSError):
                 continue
 

@@ -484,16 +484,25 @@ class Processes:
         """Leave nobody behind. Runs are gone by now but for mishaps."""
         for run in self._leaders:
             self.terminate(run)
-        for process in self._family.everybody():
-            _send(process, signal.SIGTERM)
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            if self._end_everybody(signum):
+                return
+
+    def _end_everybody(self, signum: int) -> bool:
+        """Whether nobody is left, after a while. Who came after the others were told is told as
+        well: what dies may be about to begin something."""
+        told: set[Any] = set()
         for _ in range(_CLOSING_ROUNDS):
             self._reap()
             left = self._family.everybody()
             if not left:
-                return
+                return True
+            for process in left:
+                if process not in told:
+                    _send(process, signum)
+            told.update(left)
             select.select([], [], [], _LOOK_AT_LEFTOVERS_SECONDS)
-        for process in left:
-            _send(process, signal.SIGKILL)
+        return False
 
     def _members(self, leader: _Leader) -> list[Any]:
         return self._family.members(leader.shell, self._shells())

@@ -4,14 +4,17 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from smartsched.core.events import Event, RunAdopted, RunCleared, RunLaunched, RunRevoked
-from smartsched.core.model import Exited, Killed, Lost, ProcessId, Run, Shell
+from smartsched.core.model import Exited, JobId, Killed, Lost, ProcessId, Run, RunKey, Shell
+from smartsched.core.tag import variables_of
 from smartsched.edges import family
 from smartsched.edges.family import Family
 from tests.edges.jobs import Dispatcher
@@ -480,6 +483,51 @@ def test_whoever_waits_for_another_comes_before_it_though_pids_began_anew(
             assert members == generations[1:]
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("is_reaped", [True, False])
+def test_who_is_begun_as_we_look_by_somebody_who_dies_is_found(
+    monkeypatch: pytest.MonkeyPatch, is_reaped: bool
+):
+    """As daemons are."""
+    listed = Family._candidates
+
+    def begun_late(family: Family) -> list[tuple[psutil.Process, bool]]:
+        candidates = list(listed(family))
+        if first.stdin and not first.stdin.closed:
+            first.stdin.close()
+            wait_until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE)
+            if is_reaped:
+                first.wait()
+        return candidates
+
+    monkeypatch.setattr(Family, "_candidates", begun_late)
+    script = (
+        "import os; os.read(0, 1);"
+        "print(os.posix_spawnp('sleep', ['sleep', '600'], os.environ, setsid=True), flush=True)"
+    )
+    run = RunKey(JobId(1), 1)
+    first = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", script],
+        env=dict(os.environ) | variables_of("test", run),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    shell = Shell(first.pid, "test/1/1", is_known=False)
+    ours = Family(tuple)
+    ours.look_everywhere()
+
+    members = ours.members(shell, [shell])
+
+    assert first.stdout is not None
+    pid = int(first.stdout.readline())
+    first.stdout.close()
+    os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):  # where orphans are not adopted
+        os.waitpid(pid, 0)
+    first.wait()
+    assert [process.pid for process in members] == [pid]
 
 
 TREE = "(setsid sleep 600 & echo $!); sleep 600 & echo $!; (sleep 600 & echo $!); echo $$; wait"

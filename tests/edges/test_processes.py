@@ -466,6 +466,38 @@ def test_closing_ends_jobs_and_leftovers(dispatcher: Dispatcher):
     assert not any(map(alive, pids))
 
 
+def test_closing_asks_those_too_who_came_meanwhile(dispatcher: Dispatcher):
+    Path("late.py").write_text(
+        "import signal\n"
+        "signal.sigwait({signal.SIGTERM})\n"  # it was born with that blocked, and misses none
+        "open('late', 'w').write('asked')\n"
+    )
+    Path("first.py").write_text(
+        "import os, signal, sys\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+        "open('ready', 'w').close()\n"
+        "signal.sigwait({signal.SIGTERM})\n"
+        "late = [sys.executable, '-I', '-S', 'late.py']\n"
+        "os.posix_spawn(late[0], late, os.environ, setsid=True)\n"
+    )
+    dispatcher.start(f"setsid {sys.executable} first.py & sleep 600")
+    dispatcher.until(Path("ready").exists)
+
+    dispatcher.processes.close()
+
+    assert Path("late").read_text() == "asked"
+
+
+def test_closing_waits_until_those_are_gone_who_had_to_be_killed(dispatcher: Dispatcher):
+    dispatcher.start("trap '' TERM; sleep 600 & echo $!; wait")
+    dispatcher.until(dispatcher.said)
+
+    dispatcher.processes.close()
+
+    [pid] = map(int, dispatcher.said())
+    assert not alive(pid)
+
+
 def test_a_child_that_ends_while_nobody_waits_is_reaped(dispatcher: Dispatcher):
     run = dispatcher.start("(sleep 0.05 &) ; exit 0")
     dispatcher.exit_of(run)
