@@ -6,10 +6,21 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck
 
 from tests.lab import Lab, needs_namespaces
 from tests.stub_nvml import StubGpu, StubMachine, build, has_compiler
+
+# On a busy machine anything may take long. A test's folder may be used by all of its examples.
+hypothesis.settings.register_profile(
+    "busy machine",
+    hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("busy machine")
 
 
 def pytest_configure() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smartsched.cli import main, settings
@@ -429,9 +429,7 @@ TOML = st.sampled_from(
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), TOML, max_size=3))
-@hypothesis.settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150
-)
+@hypothesis.settings(max_examples=150)
 def test_whatever_is_set_in_a_file_is_a_configuration_or_told(mine: Path, said: dict[str, str]):
     mine.write_text("".join(f"{key} = {value}\n" for key, value in said.items()))
 
@@ -446,7 +444,7 @@ def test_whatever_is_set_in_a_file_is_a_configuration_or_told(mine: Path, said: 
         max_size=3,
     )
 )
-@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.settings(max_examples=150)
 def test_whatever_is_set_in_the_environment_is_a_configuration_or_told(said: dict[str, str]):
     with suppress(UsageError):
         configure(_with(merged(build_parser(), [], said)), "run")
@@ -459,7 +457,6 @@ def _with(found: Settings) -> argparse.Namespace:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["max-gpus", "leave-free", "x", "max-gpus.y"]), TOML)))
-@hypothesis.settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_whatever_the_administrator_says_is_a_limit_or_told(
     administrators: Path, said: list[tuple[str, str]]
 ):
@@ -479,7 +476,7 @@ VALUES = st.none() | st.booleans() | st.integers() | st.lists(st.text(max_size=3
         max_size=3,
     )
 )
-@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.settings(max_examples=150)
 def test_whatever_a_run_is_told_to_go_by_is_a_configuration_or_told(options: dict[str, object]):
     with suppress(UsageError):
         args, _ = changed(parse([]), SetOptions("7", options))

@@ -65,7 +65,7 @@ def test_why_it_is_nothing_is_said_in_short(fields: dict[str, object]):
 
 
 @given(ANYTHING)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_is_asked_is_done_or_refused(fields: dict[str, object]):
     state = a_state(a_sample(), events=[*accepted(3), placed(), launched()])
     request = said(**fields)

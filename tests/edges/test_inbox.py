@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smartsched.core.requests import VERSION, Answer, Ask, Pause, Unusable
@@ -256,7 +256,6 @@ def test_an_answer_that_finds_no_room_ends_the_request_all_the_same(
 
 
 @given(st.lists(st.binary(max_size=60) | st.just(json.dumps(PAUSE).encode()), max_size=3))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_whatever_lies_there_is_taken_once_and_can_be_answered(desk: Desk, files: list[bytes]):
     inbox = desk.open()
     for number, data in enumerate(files):

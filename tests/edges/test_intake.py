@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smartsched.core import lines as command_lines
@@ -463,7 +463,6 @@ INPUTS = st.lists(
 
 @given(INPUTS)
 @example([b"\xef\xbb\xbfa\r\nb \\\r\n c\r\n\r\n# d \\\ne\n", b"", b"f \\\n"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_resumed_anywhere_a_run_gets_just_the_rest(tmp_path: Path, inputs: list[bytes]):
     copies = Copies(Path(tempfile.mkdtemp(dir=tmp_path)))
     paths = [copies.folder / f"input-{number}" for number in range(len(inputs))]

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartsched.cli.sampling import begin
@@ -629,9 +629,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES | st.binary(max_size=20), max_size=6).map(b"".join))
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30
-)
+@settings(max_examples=30)
 def test_whatever_a_child_says_is_seen_up_to_there_and_then_nothing_is_known(
     tmp_path: Path, data: bytes
 ):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartsched.edges.settings_file import Entry, ForeignFileError, read_settings
@@ -180,7 +180,6 @@ STATEMENTS = st.lists(
 
 
 @given(STATEMENTS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_statements_of_every_form_are_found_where_they_begin(path: Path, statements: list[str]):
     lines, line = [], 1
     for statement in statements:
@@ -225,9 +224,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=15).map("".join))
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300
-)
+@settings(max_examples=300)
 def test_any_text_is_read_or_told(path: Path, text: str):
     with suppress(UsageError):
         entries(path, text)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartsched.core.events import (
@@ -330,7 +330,7 @@ def box_of(story: Story) -> PretendBox:
 
 
 @given(stories)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 def test_whatever_happens_nobody_is_harmed_and_nothing_lost(story: Story):
     limits = Thresholds(Share(10.0), 10.0, free_for_seconds=story.free_for)
     box = box_of(story)

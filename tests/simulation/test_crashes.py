@@ -333,7 +333,7 @@ deaths = st.lists(
 
 
 @given(histories, deaths)
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=UNHURRIED)
+@settings(max_examples=EXAMPLES, suppress_health_check=UNHURRIED)
 def test_nothing_is_lost_and_nothing_run_twice_whenever_dispatchers_die(
     history: History, deaths: list[Death]
 ):
@@ -341,7 +341,7 @@ def test_nothing_is_lost_and_nothing_run_twice_whenever_dispatchers_die(
 
 
 @given(histories, deaths, st.sampled_from([1, 5, 30]))
-@settings(max_examples=EXAMPLES // 4, deadline=None, suppress_health_check=UNHURRIED)
+@settings(max_examples=EXAMPLES // 4, suppress_health_check=UNHURRIED)
 def test_by_a_bookmark_dispatchers_know_what_all_of_the_journal_says(
     history: History, deaths: list[Death], bookmark_every: int
 ):
@@ -352,7 +352,7 @@ def test_by_a_bookmark_dispatchers_know_what_all_of_the_journal_says(
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @given(histories, deaths)
-@settings(max_examples=MANY_EXAMPLES, deadline=None, suppress_health_check=UNHURRIED)
+@settings(max_examples=MANY_EXAMPLES, suppress_health_check=UNHURRIED)
 def test_nothing_is_lost_and_nothing_run_twice_in_very_many_histories(
     history: History, deaths: list[Death]
 ):

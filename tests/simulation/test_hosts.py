@@ -314,7 +314,7 @@ deaths = st.lists(
 
 
 @given(histories, deaths)
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=UNHURRIED)
+@settings(max_examples=EXAMPLES, suppress_health_check=UNHURRIED)
 def test_no_job_runs_twice_at_once_and_none_is_lost_whatever_happens_to_hosts_and_network(
     history: History, deaths: list[Death]
 ):
@@ -324,7 +324,7 @@ def test_no_job_runs_twice_at_once_and_none_is_lost_whatever_happens_to_hosts_an
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @given(histories, deaths)
-@settings(max_examples=MANY_EXAMPLES, deadline=None, suppress_health_check=UNHURRIED)
+@settings(max_examples=MANY_EXAMPLES, suppress_health_check=UNHURRIED)
 def test_no_job_runs_twice_at_once_and_none_is_lost_in_very_many_histories(
     history: History, deaths: list[Death]
 ):
@@ -353,7 +353,7 @@ calm_commands = st.builds(
     cuts,
     st.sampled_from([LEASE, KEEP]),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=UNHURRIED)
+@settings(max_examples=40, suppress_health_check=UNHURRIED)
 def test_no_job_is_started_anew_for_a_cut_that_is_shorter_than_the_lease(
     hosts: list[HostPlan], commands: list[Command], cut: Fault, terms: Terms
 ):

@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smartsched.core.model import ClaimGranted, ClaimRefused
@@ -445,7 +445,6 @@ SAID = st.dictionaries(FIELDS, JSON) | st.builds(
     | st.binary(max_size=100),
     st.integers(0, 200),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_whatever_somebody_writes_claims_gpus_or_nothing(
     folder: Path, data: bytes, cut_off_bytes: int
 ):
