@@ -379,8 +379,8 @@ def _not_later(status: RunStatus, at: Timestamp) -> RunStatus:
     if isinstance(status, Stopping):
         status = replace(status, started_at=min(status.started_at, at))
     match status:
-        case Stopping(killed_at=float(killed_at)) | Lingering(killed_at=float(killed_at)):
-            return replace(status, killed_at=min(killed_at, at))
+        case Stopping(killed_at=float()) | Lingering(killed_at=float()):
+            return replace(status, killed_at=at)  # it is killed once more, and may be gone by then
         case Stopping() | Lingering(asked=True):
             return replace(status, since=at)  # it is asked once more, and given time once more
         case _:

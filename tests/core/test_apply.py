@@ -231,6 +231,19 @@ def test_failed_jobs_that_are_tried_again_open_the_input():
     assert after([*done, resumed(failed_too=True)]).input_open
 
 
+@pytest.mark.parametrize("leftovers", [0, 1])
+def test_who_was_killed_before_a_resume_is_killed_once_more_and_has_time_once_more(leftovers: int):
+    """How long he has been there since, nobody has seen: he is not given up for that."""
+    ended = [exited(leftovers=1)] if leftovers else []
+    asked: list[Event] = [RunStopping(T0, a_run()), RunKilled(T0 + 5, a_run())]
+
+    state = after([*accepted(1), placed(), launched(), *ended, *asked, resumed(T0 + HOUR)])
+
+    status = state.runs[a_run()].status
+    assert isinstance(status, Lingering if leftovers else Stopping)
+    assert status.killed_at == T0 + HOUR
+
+
 # --- a wall clock that was set back
 
 
