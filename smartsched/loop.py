@@ -176,7 +176,7 @@ class Loop:
         """The last record. Why it cannot be written, if it cannot."""
         state = self.state
         left = state.queue or state.input_open or state.runs or state.interrupted
-        totals, undone = state.totals, len(state.queue) + len(state.interrupted)
+        totals, undone = state.totals, len(state.queue) + len(state.interrupted) + len(state.ended)
         closed = RunClosed(now, not left, totals.failed, totals.ok, totals.cancelled, left=undone)
         self._record([closed], now)
         why = self._write([])

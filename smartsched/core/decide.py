@@ -432,7 +432,10 @@ def _give_up_waiting(state: State, now: Timestamp, decision: Decision) -> None:
 def _is_over(state: State, now: Timestamp, decision: Decision) -> bool:
     if _starts_any(decision):
         return False
-    if state.ended or any(not is_given_up(state, run, now) for run in state.runs.values()):
+    if any(not is_given_up(state, run, now) for run in state.runs.values()):
+        return False
+    runs = [state.runs.get(key) for key in state.ended]
+    if any(run is None or not is_left_out_of_reach(state, run, now) for run in runs):
         return False
     if state.closing is not Closing.NO:
         return True
@@ -446,6 +449,12 @@ def _starts_any(decision: Decision) -> bool:
 def is_given_up(state: State, run: Run, now: Timestamp) -> bool:
     """Whether even SIGKILL has not ended it: it hangs in the kernel."""
     return now >= given_up_at(state, run)
+
+
+def is_left_out_of_reach(state: State, run: Run, now: Timestamp) -> bool:
+    """Whether nobody waits for it any more, and nobody knows whether it is gone: whoever resumes
+    the run finds out, and decides what becomes of its job."""
+    return is_given_up(state, run, now) and is_out_of_reach(state, run.status.placement.host)
 
 
 def given_up_at(state: State, run: Run) -> Timestamp:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from smartsched.core.blame import is_blame_open, requeued_for_memory
-from smartsched.core.decide import is_given_up
+from smartsched.core.decide import is_given_up, is_left_out_of_reach
 from smartsched.core.events import Event, Halted, JobFinished, JobRequeued
 from smartsched.core.guard import to_be_withheld
 from smartsched.core.metering import measured_event
-from smartsched.core.model import EndedRun, Lost, Outcome, Timestamp
+from smartsched.core.model import EndedRun, Lost, Outcome, Run, Timestamp
 from smartsched.core.policy import Policy
 from smartsched.core.state import Closing, State
 
@@ -42,10 +42,15 @@ def _settled(state: State, ended: EndedRun, now: Timestamp) -> Event | None:
     if requeued is None:
         return JobFinished(now, ended.key, _outcome(ended))
     run = state.runs.get(ended.key)
-    if run is None:
-        return requeued
-    # Two attempts at one job must not meet: what the first left behind has to go before.
-    return JobFinished(now, ended.key, "failed") if is_given_up(state, run, now) else None
+    return requeued if run is None else _kept_from(ended, state, run, now)
+
+
+def _kept_from(ended: EndedRun, state: State, left: Run, now: Timestamp) -> Event | None:
+    """What becomes of a job that is to begin anew and may not yet: two attempts must not meet, what
+    the first has left behind has to go before."""
+    if not is_given_up(state, left, now) or is_left_out_of_reach(state, left, now):
+        return None
+    return JobFinished(now, ended.key, "failed")
 
 
 def _outcome(ended: EndedRun) -> Outcome:

@@ -566,6 +566,22 @@ def test_who_wants_to_end_does_not_wait_for_a_host_that_is_out_of_reach():
     assert decided(state, 30.0 + UNKILLABLE_AFTER_SECONDS).over
 
 
+def test_who_ends_it_leaves_open_what_becomes_of_a_job_that_has_left_something_out_of_reach():
+    """That may be gone by then: he who resumes the run finds out, and tries the job again."""
+    left = exited(at=T0 + 2, ending=Exited(1), leftovers=1)
+    state = out_of_reach(left, stopping(at=2.0), RunKilled(T0 + 3.0, a_run()), retries=1)
+    apply(state, StopRequested(T0 + 20, "ctrl-c"))
+
+    assert settled(state, 1000.0) is None
+    assert decided(state, 1000.0).over
+
+    apply(state, RunResumed(T0 + 2000, HostName("desk"), "{}"))
+    assert not decided(state, 2000.0).over
+    back(state, 2001.0)
+    apply(state, RunCleared(T0 + 2002, a_run()))
+    assert isinstance(settled(state, 2002.0), JobRequeued)
+
+
 def test_what_is_claimed_on_a_host_that_is_away_is_ours_no_more():
     state = a_cluster("a", claims=True)
     here(state, GPU1, on(0, GPU1))
