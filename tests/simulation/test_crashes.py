@@ -40,7 +40,7 @@ HOUR = 3600.0
 SYNC_SECONDS = [0.0, 0.02, 0.3, 5.0, 15.0]
 # So often somebody says --resume until nothing is left; each time a job at least is settled.
 MOST_DISPATCHERS = 60
-EXAMPLES, MANY_EXAMPLES = 200, 20_000
+EXAMPLES, MANY_EXAMPLES = 200, 10_000
 OUT_OF_MEMORY = "CUDA out of memory"
 OOM = Exited(77)  # what a job ends with that says so
 UNHURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
