@@ -50,7 +50,7 @@ from smartsched.core.model import (
 from smartsched.core.requests import Answer, Ask
 from smartsched.core.settle import settle
 from smartsched.core.sight import hear, judge_again, let_go, see
-from smartsched.core.state import EVERYWHERE, Closing, State, postpone
+from smartsched.core.state import EVERYWHERE, Closing, State, postpone, unsettled
 from smartsched.core.status import status
 from smartsched.core.steering import steer
 from smartsched.ports import (
@@ -176,7 +176,8 @@ class Loop:
         """The last record. Why it cannot be written, if it cannot."""
         state = self.state
         left = state.queue or state.input_open or state.runs or state.interrupted
-        totals, undone = state.totals, len(state.queue) + len(state.interrupted) + len(state.ended)
+        totals = state.totals
+        undone = len(state.queue) + len(state.interrupted) + len(unsettled(state))
         closed = RunClosed(now, not left, totals.failed, totals.ok, totals.cancelled, left=undone)
         self._record([closed], now)
         why = self._write([])

@@ -651,7 +651,7 @@ def test_the_last_record_says_whether_anything_is_left():
     unfinished.loop.close(T0 + 5)
     complete.loop.close(T0 + 5)
 
-    assert unfinished.journal.records[-1] == RunClosed(T0 + 5, complete=False, failed=0, left=2)
+    assert unfinished.journal.records[-1] == RunClosed(T0 + 5, complete=False, failed=0, left=3)
     assert complete.journal.records[-1] == RunClosed(T0 + 5, complete=True, failed=0, ok=1)
 
 

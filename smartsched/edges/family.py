@@ -7,7 +7,7 @@ that nobody can slip away; elsewhere group, session and environment have to do.
 import ctypes
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _NANOSECONDS = 1_000_000_000
 _READ_BYTES = 1 << 16
-_MOST_LOOKS = 5  # for somebody who is begun again and again by who dies at once
+_MOST_LOOKS = 10  # at those who were born as we looked at the ones before
 
 
 class Family:
@@ -153,34 +153,38 @@ class Family:
     def _found(
         self, shells: Collection[Shell], is_meant: Callable[[str | None], bool]
     ) -> list["psutil.Process"]:
-        """Those of whose run that is so. Where nobody is found, but somebody died since we looked
-        before, we look again: he may have begun another process as we read the list of them, as
-        daemons do."""
-        dead: set[psutil.Process] = set()
+        """Those of whose run that is so. Where there is nobody, we look at those too who were born
+        as we looked: by somebody who was dead when we came to him, as daemons are."""
+        import psutil
+
+        owners: dict[int, str | None] = {s.pid: s.tag for s in shells if s.is_known}
+        seen = set(psutil.pids())
+        candidates = self._candidates()
         for _ in range(_MOST_LOOKS):
-            found, died = [], set()
-            for process, tag, is_alive in self._owned(shells):
-                if not is_alive:
-                    died.add(process)
-                elif is_meant(tag):
-                    found.append(process)
-            if found or died <= dead:
+            owned = self._owned(candidates, shells, owners)
+            if found := [process for process, tag in owned if is_meant(tag)]:
                 return found
-            dead |= died
+            born = set(psutil.pids()) - seen
+            if not born:
+                break
+            seen |= born
+            candidates = self._born(born)
         return []
 
     def _owned(
-        self, shells: Collection[Shell]
-    ) -> Iterator[tuple["psutil.Process", str | None, bool]]:
+        self,
+        candidates: Iterable[tuple["psutil.Process", bool]],
+        shells: Collection[Shell],
+        owners: dict[int, str | None],
+    ) -> Iterator[tuple["psutil.Process", str | None]]:
         """Every process below us but the shells, and whoever else belongs to a run; with the tag
-        of its run, and whether it lives. Whose the dead are is not known."""
+        of its run. `owners`: the tags of those that are known, by pid; more are added."""
         import psutil
 
         by_pid = {shell.pid: shell.tag for shell in shells if shell.is_known}
         tags = {shell.tag for shell in shells}
         only = next(iter(tags)) if len(tags) == 1 and self._adopts_orphans else None
-        owners: dict[int, str | None] = dict(by_pid)
-        for process, is_below in self._candidates():
+        for process, is_below in candidates:
             if process.pid in by_pid:
                 continue
             try:
@@ -191,10 +195,8 @@ class Family:
                         continue
                     owner = only
                 owners[process.pid] = owner
-                if is_below or owner:
-                    yield process, owner, process.status() != psutil.STATUS_ZOMBIE
-            except (psutil.NoSuchProcess, ProcessLookupError):
-                yield process, None, False
+                if (is_below or owner) and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process, owner
             except (psutil.Error, OSError):
                 continue
 
@@ -209,9 +211,29 @@ class Family:
                 yield from ((process, True) for process in level)
                 below.update(process.pid for process in level)
                 level = [child for parent in level for child in children.get(parent.pid, ())]
-        if self._everywhere or not self._adopts_orphans:
+        if self._looks_at_others:
             known = below | self._not_theirs | set(self._others())
             yield from ((p, False) for p in _generations(children) if p.pid not in known)
+
+    def _born(self, pids: Collection[int]) -> Iterator[tuple["psutil.Process", bool]]:
+        """The same of a few."""
+        import psutil
+
+        roots = self._roots() if self._adopts_orphans else set()
+        known = self._not_theirs | set(self._others())
+        for pid in pids:
+            try:
+                process = psutil.Process(pid)
+                is_below = any(each.pid in roots for each in (process, *process.parents()))
+            except psutil.Error:
+                continue
+            if is_below or (self._looks_at_others and pid not in known):
+                yield process, is_below
+
+    @property
+    def _looks_at_others(self) -> bool:
+        """At those who are not below us."""
+        return self._everywhere or not self._adopts_orphans
 
 
 def _generations(children: Mapping[int, list["psutil.Process"]]) -> Iterator["psutil.Process"]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -486,41 +487,59 @@ def test_whoever_waits_for_another_comes_before_it_though_pids_began_anew(
 
 
 @pytest.mark.parametrize("is_reaped", [True, False])
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize("moment", ["before the list is read", "as it is read", "thereafter"])
 def test_who_is_begun_as_we_look_by_somebody_who_dies_is_found(
-    monkeypatch: pytest.MonkeyPatch, is_reaped: bool
+    monkeypatch: pytest.MonkeyPatch, moment: str, everywhere: bool, is_reaped: bool
 ):
     """As daemons are."""
-    listed = Family._candidates
-
-    def begun_late(family: Family) -> list[tuple[psutil.Process, bool]]:
-        candidates = list(listed(family))
-        if first.stdin and not first.stdin.closed:
-            first.stdin.close()
-            wait_until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE)
-            if is_reaped:
-                first.wait()
-        return candidates
-
-    monkeypatch.setattr(Family, "_candidates", begun_late)
+    ours = Family(tuple)
+    if everywhere:
+        ours.look_everywhere()
+    run_id = f"test.{uuid4()}"
     script = (
         "import os; os.read(0, 1);"
         "print(os.posix_spawnp('sleep', ['sleep', '600'], os.environ, setsid=True), flush=True)"
     )
-    run = RunKey(JobId(1), 1)
     first = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", script],
-        env=dict(os.environ) | variables_of("test", run),
+        env=dict(os.environ) | variables_of(run_id, RunKey(JobId(1), 1)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    shell = Shell(first.pid, "test/1/1", is_known=False)
-    ours = Family(tuple)
-    ours.look_everywhere()
-
-    members = ours.members(shell, [shell])
-
+    assert first.stdin is not None
     assert first.stdout is not None
+    stdin = first.stdin
+
+    def die() -> None:
+        """Once."""
+        if not stdin.closed:
+            stdin.close()
+            wait_until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE)
+            if is_reaped:
+                first.wait()
+
+    read, candidates = psutil.pids, Family._candidates
+    readings = iter(["before the list is read", "as it is read"])
+
+    def read_late() -> list[int]:
+        pids = read()
+        if next(readings, None) == moment:
+            die()
+        return pids
+
+    def candidates_late(family: Family) -> list[tuple[psutil.Process, bool]]:
+        found = list(candidates(family))
+        die()
+        return found
+
+    monkeypatch.setattr(psutil, "pids", read_late)
+    monkeypatch.setattr(Family, "_candidates", candidates_late)
+    shell, other = (Shell(first.pid, f"{run_id}/{job}/1", is_known=False) for job in (1, 2))
+
+    members = ours.members(shell, [shell, other])
+
     pid = int(first.stdout.readline())
     first.stdout.close()
     os.kill(pid, signal.SIGKILL)

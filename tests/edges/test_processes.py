@@ -18,6 +18,7 @@ import pytest
 from smartsched.core.actions import Launch
 from smartsched.core.events import RunExited, RunLaunched, RunPostponed
 from smartsched.core.model import Exited, Killed, NotStarted, RunKey
+from smartsched.edges import processes
 from smartsched.edges.outputs import Untouched
 from smartsched.edges.processes import LONGEST_ARGUMENT_BYTES
 from tests.edges.jobs import Dispatcher, launch_of
@@ -466,7 +467,10 @@ def test_closing_ends_jobs_and_leftovers(dispatcher: Dispatcher):
     assert not any(map(alive, pids))
 
 
-def test_closing_asks_those_too_who_came_meanwhile(dispatcher: Dispatcher):
+def test_closing_asks_those_too_who_came_meanwhile(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(processes, "_CLOSING_ROUNDS", 300)  # on a busy machine Python begins late
     Path("late.py").write_text(
         "import signal\n"
         "signal.sigwait({signal.SIGTERM})\n"  # it was born with that blocked, and misses none
