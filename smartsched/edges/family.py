@@ -219,16 +219,32 @@ class Family:
         """The same of a few."""
         import psutil
 
-        roots = self._roots() if self._adopts_orphans else set()
         known = self._not_theirs | set(self._others())
         for pid in pids:
             try:
                 process = psutil.Process(pid)
-                is_below = any(each.pid in roots for each in (process, *process.parents()))
             except psutil.Error:
                 continue
+            is_below = self._adopts_orphans and self._is_below(process)
             if is_below or (self._looks_at_others and pid not in known):
                 yield process, is_below
+
+    def _is_below(self, process: "psutil.Process") -> bool:
+        import psutil
+
+        for _ in range(_MOST_LOOKS):
+            try:
+                line = [process, *process.parents()]
+                roots = self._roots()  # not before: it may have become one of them
+                if any(each.pid in roots for each in line):
+                    return True
+                if line[-1].ppid() == 0:  # the first of all
+                    return False
+            except psutil.NoSuchProcess as gone:
+                if gone.pid == process.pid:
+                    return False
+            # one of its ancestors has died: who is below him has got another parent by now
+        return False
 
     @property
     def _looks_at_others(self) -> bool:

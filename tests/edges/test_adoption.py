@@ -549,6 +549,49 @@ def test_who_is_begun_as_we_look_by_somebody_who_dies_is_found(
     assert [process.pid for process in members] == [pid]
 
 
+def test_who_gets_another_parent_as_we_ask_for_his_is_found(monkeypatch: pytest.MonkeyPatch):
+    run_id = f"test.{uuid4()}"
+    ours = Family(tuple)
+    parents, candidates = psutil.Process.parents, Family._candidates
+    begun: list[subprocess.Popen[str]] = []
+
+    def parents_late(process: psutil.Process) -> list[psutil.Process]:
+        found = parents(process)
+        for parent in found:
+            if parent.pid == begun[0].pid:
+                parent.kill()
+                begun[0].wait()
+                return found[:1]  # he was gone as his own parent was asked for
+        return found
+
+    def candidates_late(family: Family) -> list[tuple[psutil.Process, bool]]:
+        found = list(candidates(family))
+        begun.append(
+            subprocess.Popen(
+                ["sh", "-c", "sleep 600 & echo $!; wait"],
+                env=dict(os.environ) | variables_of(run_id, RunKey(JobId(1), 1)),
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+                text=True,
+            )
+        )
+        assert begun[0].stdout is not None
+        pids.append(int(begun[0].stdout.readline()))
+        begun[0].stdout.close()
+        return found
+
+    pids: list[int] = []
+    monkeypatch.setattr(psutil.Process, "parents", parents_late)
+    monkeypatch.setattr(Family, "_candidates", candidates_late)
+    shells = [Shell(0, f"{run_id}/{job}/1", is_known=False) for job in (1, 2)]
+
+    members = ours.members(shells[0], shells)
+
+    os.kill(pids[0], signal.SIGKILL)
+    os.waitpid(pids[0], 0)
+    assert pids[0] in [process.pid for process in members]
+
+
 TREE = "(setsid sleep 600 & echo $!); sleep 600 & echo $!; (sleep 600 & echo $!); echo $$; wait"
 
 
