@@ -434,8 +434,9 @@ def _is_over(state: State, now: Timestamp, decision: Decision) -> bool:
         return False
     if any(not is_given_up(state, run, now) for run in state.runs.values()):
         return False
-    runs = [state.runs.get(key) for key in state.ended]
-    if any(run is None or not is_left_out_of_reach(state, run, now) for run in runs):
+    # what becomes of a job that has left something out of reach, whoever resumes the run decides
+    left = [state.runs.get(key) for key in state.ended]
+    if any(run is None or not is_out_of_reach(state, run.status.placement.host) for run in left):
         return False
     if state.closing is not Closing.NO:
         return True
@@ -449,12 +450,6 @@ def _starts_any(decision: Decision) -> bool:
 def is_given_up(state: State, run: Run, now: Timestamp) -> bool:
     """Whether even SIGKILL has not ended it: it hangs in the kernel."""
     return now >= given_up_at(state, run)
-
-
-def is_left_out_of_reach(state: State, run: Run, now: Timestamp) -> bool:
-    """Whether nobody waits for it any more, and nobody knows whether it is gone: whoever resumes
-    the run finds out, and decides what becomes of its job."""
-    return is_given_up(state, run, now) and is_out_of_reach(state, run.status.placement.host)
 
 
 def given_up_at(state: State, run: Run) -> Timestamp:

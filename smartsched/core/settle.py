@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from smartsched.core.blame import is_blame_open, requeued_for_memory
-from smartsched.core.decide import is_given_up, is_left_out_of_reach
+from smartsched.core.decide import is_given_up
 from smartsched.core.events import Event, Halted, JobFinished, JobRequeued
 from smartsched.core.guard import to_be_withheld
 from smartsched.core.metering import measured_event
 from smartsched.core.model import EndedRun, Lost, Outcome, Run, Timestamp
 from smartsched.core.policy import Policy
-from smartsched.core.state import Closing, State
+from smartsched.core.state import Closing, State, is_out_of_reach
 
 _LONGEST_RETRY_DELAY_SECONDS = 3600.0
 # A machine that goes down is no fault of the job's; one that goes down each time may be.
@@ -47,8 +47,9 @@ def _settled(state: State, ended: EndedRun, now: Timestamp) -> Event | None:
 
 def _kept_from(ended: EndedRun, state: State, left: Run, now: Timestamp) -> Event | None:
     """What becomes of a job that is to begin anew and may not yet: two attempts must not meet, what
-    the first has left behind has to go before."""
-    if not is_given_up(state, left, now) or is_left_out_of_reach(state, left, now):
+    the first has left behind has to go before. Out of reach it may be gone: whoever resumes the run
+    finds out."""
+    if not is_given_up(state, left, now) or is_out_of_reach(state, left.status.placement.host):
         return None
     return JobFinished(now, ended.key, "failed")
 

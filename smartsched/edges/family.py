@@ -157,7 +157,7 @@ class Family:
         as we looked: by somebody who was dead when we came to him, as daemons are."""
         import psutil
 
-        owners: dict[int, str | None] = {s.pid: s.tag for s in shells if s.is_known}
+        owners: dict[int, str | None] = {}
         seen = set(psutil.pids())
         candidates = self._candidates()
         for _ in range(_MOST_LOOKS):
@@ -182,6 +182,7 @@ class Family:
         import psutil
 
         by_pid = {shell.pid: shell.tag for shell in shells if shell.is_known}
+        owners.update(by_pid)
         tags = {shell.tag for shell in shells}
         only = next(iter(tags)) if len(tags) == 1 and self._adopts_orphans else None
         for process, is_below in candidates:
