@@ -47,8 +47,12 @@ class Waiter:
                 key.data()
 
     def close(self) -> None:
+        # Of a signal that comes just as its handler is taken away, Python says on stderr that it is
+        # lost. Here those that came before are handled, and others come when it is done.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers_before)
         for signum, handler in self._handlers_before.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal.signal gave us
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         signal.set_wakeup_fd(self._wakeup_before)
         self._selector.close()
         os.close(self._wake_fd)
