@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -165,8 +166,14 @@ def test_a_script_is_not_kept_waiting_by_what_is_held_for_it(box: Box):
     )  # fmt: skip
 
     assert done.stdout == "picked 0\n"
-    with lock.open() as free:
-        fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def is_free() -> bool:
+        with lock.open() as free, suppress(BlockingIOError):
+            fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    wait_until(is_free, "the lock is free, as soon as the sampler is dead")
     [claim] = claims(box)
     assert alive(json.loads(claim.read_text())["pid"])
     end_holders(box)

@@ -510,7 +510,7 @@ def test_who_is_begun_as_we_look_by_somebody_who_dies_is_found(
     )
     assert first.stdin is not None
     assert first.stdout is not None
-    stdin = first.stdin
+    stdin, stdout = first.stdin, first.stdout
 
     def die() -> None:
         """Once."""
@@ -519,7 +519,11 @@ def test_who_is_begun_as_we_look_by_somebody_who_dies_is_found(
             wait_until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE)
             if is_reaped:
                 first.wait()
+            begun.append(int(stdout.readline()))
+            # in the midst of its exec it has no environment
+            wait_until(lambda: run_id in psutil.Process(begun[0]).environ().values())
 
+    begun: list[int] = []
     read, candidates = psutil.pids, Family._candidates
     readings = iter(["before the list is read", "as it is read"])
 
@@ -540,8 +544,8 @@ def test_who_is_begun_as_we_look_by_somebody_who_dies_is_found(
 
     members = ours.members(shell, [shell, other])
 
-    pid = int(first.stdout.readline())
-    first.stdout.close()
+    [pid] = begun
+    stdout.close()
     os.kill(pid, signal.SIGKILL)
     with suppress(ChildProcessError):  # where orphans are not adopted
         os.waitpid(pid, 0)
